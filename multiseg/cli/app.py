@@ -15,6 +15,7 @@ import typer
 from typer.main import get_command
 
 from multiseg.cli.bids_app import bids_command
+from multiseg.cli.calibrate import calibrate_command
 from multiseg.cli.compact import compact_command
 from multiseg.cli.demo import demo_command
 from multiseg.cli.doctor import doctor_command
@@ -80,6 +81,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "train": train_command,
     "finetune": finetune_command,
     "evaluate": evaluate_command,
+    "calibrate": calibrate_command,
     "report": run_report_command,
     "export": export_command,
     "pack": pack_command,

@@ -14,6 +14,7 @@ from multiseg.cli.console import messages, output, print_table, progress_bar
 from multiseg.errors import few
 from multiseg.evaluation.evaluation_result import Evaluation
 from multiseg.evaluation.lesions import SIZES
+from multiseg.evaluation.reliability import error_changes, expected_and_true
 
 Row = Mapping[Hashable, Any]
 COUNTS = {
@@ -25,9 +26,9 @@ COUNTS = {
 
 
 @contextmanager
-def evaluation_progress(is_quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
+def evaluation_progress(is_quiet: bool, what: str = "evaluate") -> Iterator[Callable[[int, int, str], None]]:
     """A progress bar; where none can be drawn, a line for each case."""
-    with progress_bar("evaluate", 1) as bar:
+    with progress_bar(what, 1) as bar:
 
         def on_case(done: int, total: int, case: str) -> None:
             bar.update(TaskID(0), completed=done, total=total, details=case)
@@ -45,6 +46,8 @@ def print_evaluation(result: Evaluation, folder: Path) -> None:
         title = result.title_of(str(learnt))
         _print_rows(f"{title}, mean by subset of sequences", keys, rows, _means(result.own_metrics))
         _print_rows(f"{title}: lesions, surfaces, volumes and pooled voxels", keys, rows, _trust())
+        if len(result.reliability):
+            _print_rows(f"{title}: probabilities", keys, rows, _probabilities(result.calibration is not None))
     scoring, rule = result.scoring, result.scoring.rule
     least = "more than" if rule.more_than else "at least"
     output().print(
@@ -52,8 +55,32 @@ def print_evaluation(result: Evaluation, folder: Path) -> None:
         f"of each size in mm3. Surface Dice within {scoring.tolerance_mm:g} mm. Pooled: the voxels of all cases."
     )
     output().print(result.policy)
+    _print_confidence(result)
     _print_left_out(result)
-    output().print(f"Written to {folder}: cases.csv, summary.csv, summary.json, montage.png", soft_wrap=True)
+    more = ", reliability.csv, reliability.png" if len(result.reliability) else ""
+    output().print(f"Written to {folder}: cases.csv, summary.csv, summary.json, montage.png{more}", soft_wrap=True)
+
+
+def _print_confidence(result: Evaluation) -> None:
+    """Whether the calibration has helped, and whether the expected Dice orders the cases as the true one does."""
+    if not len(result.reliability):
+        return
+    if result.calibration is None:
+        output().print("The model is not calibrated: multiseg calibrate.")
+    for change in error_changes(result.summary) if result.calibration else []:
+        output().print(
+            f"{result.title_of(change['learnt'])}: the calibration lowers the error of the pooled voxels in "
+            f"{change['num_lower']} of {change['num_cells']} cells (database, structure, subset)."
+        )
+    for row in expected_and_true(result.cases):
+        rho = "-" if math.isnan(row["spearman"]) else f"{row['spearman']:.2f}"
+        if not row["database"]:
+            output().print(
+                f"{result.title_of(row['learnt'])}: Spearman's rho of the expected and the true Dice of {row['label']} "
+                f"{rho} over {row['num_rows']} cases and subsets; to look at: "
+                f"{row['num_look_at_this']}.",
+                markup=False,
+            )
 
 
 def learnt_warnings(learnt: Mapping[str, Sequence[str]]) -> list[str]:
@@ -108,6 +135,20 @@ def _trust() -> dict[str, Callable[[Row], str]]:
         "HD95 mm": _shown("lesion_hd95_mm"),
         "false": _counted("num_lesions_false"),
         **{title: _found(size) for title, size in zip(titles, SIZES, strict=True)},
+    }
+
+
+def _probabilities(is_calibrated: bool) -> dict[str, Callable[[Row], str]]:
+    """The columns of calibration and of the expected Dice, by title."""
+    uncalibrated = {"uncalibrated": _shown("ece_uncalibrated_pooled")} if is_calibrated else {}
+    return {
+        "pooled ECE": _shown("ece_pooled"),
+        **uncalibrated,
+        "ECE": _shown("ece"),
+        "Brier": lambda row: number(row, "brier", ".5f"),
+        "expected Dice": _shown("expected_dice"),
+        "true Dice": _shown("dice"),
+        "look at": _counted("num_look_at_this"),
     }
 
 

@@ -9,6 +9,7 @@ from multiseg.cli.console import messages, print_json, print_table
 
 if TYPE_CHECKING:
     from multiseg.models.learnt_scans import LearntScans
+    from multiseg.models.saved import ModelInfo
     from multiseg.store.reader import Store
 
 
@@ -31,18 +32,28 @@ def show_model(path: Path, store: str, as_json: bool) -> int:
     if as_json:
         contents = {"sequences": list(info.axis), "scans": counts, "all_scans_known": is_complete}
         removed = len(dates) if opened is not None else None
-        print_json({"model": str(file), **contents, "removed_scans": removed, "damaged": damaged})
+        held = {"calibration": info.calibration.to_json() if info.calibration else None}
+        print_json({"model": str(file), **contents, **held, "removed_scans": removed, "damaged": damaged})
         return 3 if dates or damaged else 0
     rows = [
         ["sequences", " ".join(info.axis)],
         ["scans for training", str(counts["train"])],
         ["scans for validation", str(counts["val"])],
         ["all scans known", "yes" if is_complete else "no"],
+        ["temperatures outside/inside by number of sequences", _temperatures(info)],
     ]
     print_table(str(file), ["what", ""], rows)
     if opened is not None:
         warn_of_removed(opened, learnt)
     return 3 if dates or damaged else 0
+
+
+def _temperatures(info: ModelInfo) -> str:
+    if info.calibration is None:
+        return "none: not calibrated"
+    return " ".join(
+        f"{num}: {both.outside:.2f}/{both.inside:.2f}" for num, both in info.calibration.temperatures.items()
+    )
 
 
 def warn_of_removed(store: Store, learnt: LearntScans | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -159,7 +160,8 @@ def _print_prediction(result: Prediction, as_json: bool, ensemble: bool) -> None
     if as_json:
         print_json({
             "path": str(result.path), "reference": result.reference, "used": list(result.used),
-            "left_out": list(result.left_out), "volumes_ml": dict(result.volumes_ml), "learnt": dict(result.learnt),
+            "left_out": list(result.left_out), "volumes_ml": dict(result.volumes_ml),
+            "expected_dice": dict(result.expected_dice), "learnt": dict(result.learnt),
             "doubts": [
                 {"severity": str(doubt.severity), "code": doubt.code, "message": doubt.message}
                 for doubt in result.doubts
@@ -177,8 +179,14 @@ def _print_prediction(result: Prediction, as_json: bool, ensemble: bool) -> None
         messages().print(f"{', '.join(result.left_out)} left out: {who} has no trained channel for it.")
     if "not known" in result.learnt.values():
         messages().print("It is not known whether the model learnt from these scans: its file does not list all.")
-    volumes = ", ".join(f"{name} {ml:.2f} ml" for name, ml in result.volumes_ml.items())
+    volumes = ", ".join(
+        f"{name} {ml:.2f} ml{_expected(result.expected_dice[name])}" for name, ml in result.volumes_ml.items()
+    )
     output().print(
         f"{result.path}: {volumes}; from {', '.join(result.used)}, on the grid of {result.reference}",
         soft_wrap=True,
     )
+
+
+def _expected(dice: float) -> str:
+    return "" if math.isnan(dice) else f" (expected Dice {dice:.2f})"

@@ -138,7 +138,8 @@ def _stored(url: str, chosen: Chosen) -> StoredCases:
 
 
 def _evaluated(run: Path, chosen: Chosen, places: PlaceFlags) -> Cases:
-    from multiseg.evaluation.model_evaluation import answered, store_of_run
+    from multiseg.evaluation.model_evaluation import store_of_run
+    from multiseg.evaluation.stored_answers import answered
     from multiseg.models.saved import load_model
     from multiseg.viewer.evaluated_cases import EvaluatedCases, newest_evaluation, read_evaluation
 

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from multiseg.errors import UsageError
 from multiseg.evaluation.decision import decide, majority
 from multiseg.evaluation.inference import Images, Slab, slabs
+from multiseg.evaluation.temperature import at_temperature
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
+from multiseg.models.calibration_record import UNCALIBRATED, Temperatures, temperatures_of
 from multiseg.models.saved import Model
 from multiseg.sides import mirrored, unpaired
 
@@ -104,22 +106,69 @@ def mean_by_slab(models: Sequence[Model], shown: Shown, options: AnswerOptions) 
         yield rows, _mean(parts)
 
 
+@dataclass(frozen=True, eq=False)
+class WholeAnswer:
+    """The answer to a whole volume.
+
+    Attributes:
+        labels: indices in the models' label space; 0 outside the brain.
+        probabilities: of each structure, the mean of the models', before any calibration.
+        calibrated: the mean of each model's calibrated ones; the same array if no model is calibrated.
+    """
+
+    labels: UInt8[np.ndarray, "i j k"]
+    probabilities: Float[np.ndarray, "label i j k"]
+    calibrated: Float[np.ndarray, "label i j k"]
+
+
+def answer_of(
+    models: Sequence[Model], rule: str, shown: Shown, options: AnswerOptions, brain: Bool[np.ndarray, "i j k"]
+) -> WholeAnswer:
+    """The answer of models. Calibrations change no label.
+
+    Args:
+        rule: see `labels_of`.
+    """
+    space = models[0].info.space
+    temperatures = [temperatures_for(model, shown) for model in models]
+    labels = np.zeros(brain.shape, dtype=np.uint8)
+    probabilities = np.empty((len(space.labels), *brain.shape), dtype=np.float32)
+    is_calibrated = any(one != UNCALIBRATED for one in temperatures)
+    calibrated = np.empty_like(probabilities) if is_calibrated else probabilities
+    for rows, parts in _side_by_side([probabilities_by_slab(model, shown, options) for model in models]):
+        labels[rows] = _decided(parts, rule, space, brain[rows])
+        probabilities[:, rows] = _mean(parts)
+        if is_calibrated:
+            scaled = [at_temperature(part, space, one) for part, one in zip(parts, temperatures, strict=True)]
+            calibrated[:, rows] = _mean(scaled)
+    return WholeAnswer(labels, probabilities, calibrated)
+
+
+def temperatures_for(model: Model, shown: Shown) -> Temperatures:
+    """The temperatures of a model for the number of its sequences that it is shown."""
+    return temperatures_of(model.info.calibration, int(shown.on(model.info.axis).present.sum()))
+
+
 def labels_of(
     models: Sequence[Model], rule: str, shown: Shown, options: AnswerOptions, brain: Bool[np.ndarray, "i j k"]
 ) -> UInt8[np.ndarray, "i j k"]:
-    """Indices in the models' label space; 0 outside the brain.
+    """Indices in the models' label space; 0 outside the brain. No volume of probabilities is kept.
 
     Args:
         rule: `VOTE` decides for each model and takes the majority; otherwise their mean probabilities decide.
     """
-    space = models[0].info.space
     labels = np.zeros(brain.shape, dtype=np.uint8)
     for rows, parts in _side_by_side([probabilities_by_slab(model, shown, options) for model in models]):
-        if rule == VOTE:
-            labels[rows] = majority([decide(part, space, brain[rows]) for part in parts], space)
-        else:
-            labels[rows] = decide(_mean(parts), space, brain[rows])
+        labels[rows] = _decided(parts, rule, models[0].info.space, brain[rows])
     return labels
+
+
+def _decided(
+    parts: Sequence[Float[np.ndarray, "label i j k"]], rule: str, space: LabelSpace, brain: Bool[np.ndarray, "i j k"]
+) -> UInt8[np.ndarray, "i j k"]:
+    if rule == VOTE:
+        return majority([decide(part, space, brain) for part in parts], space)
+    return decide(_mean(parts), space, brain)
 
 
 def _mean(parts: Sequence[Float[np.ndarray, "label i j k"]]) -> Float[np.ndarray, "label i j k"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -286,4 +287,5 @@ def _read_back(prediction: Prediction, space: LabelSpace) -> Any:
     if not np.array_equal(written.voxels, prediction.answer.labels):
         raise DataError(f"{prediction.path} is not as it was written. Check the disk.", code="CHANGED_OUTPUT")
     structures, lesions = rows_of_segmentation(written.voxels, written.affine, prediction.answer.probabilities, space)
-    return tuple(structures), tuple(lesions)
+    expected = {name: None if math.isnan(value) else value for name, value in prediction.expected_dice.items()}
+    return tuple(replace(row, expected_dice=expected[row.structure]) for row in structures), tuple(lesions)

@@ -175,7 +175,7 @@ class CohortFolder:
 
 
 CASE_COLUMNS = (
-    *("database", "case", "person", "visit", "structure", "kind", "ml", "lesions"),
+    *("database", "case", "person", "visit", "structure", "kind", "ml", "lesions", "expected_dice"),
     *("sequences", "left_out", "reference", "learnt", "doubts", "file", "error"),
 )
 LESION_COLUMNS = ("database", "case", *(column.name for column in fields(LesionRow)))

@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Bool, UInt8
 
 from multiseg.errors import UsageError
-from multiseg.evaluation import lesions
+from multiseg.evaluation import lesions, reliability
 from multiseg.evaluation.empty_masks import EMPTY, EmptyPolicy
 from multiseg.evaluation.lesions import RULES, LesionRule, find_lesions, lesion_metrics, summarise_lesions
 from multiseg.evaluation.metrics import TOLERANCE_MM, CaseMetrics, case_metrics, summarise
@@ -21,7 +21,7 @@ from multiseg.labels import IGNORE, LabelSpace
 from multiseg.store.reader import Case, Database, Store
 
 KEY = ["database", "label", "modalities", "learnt"]
-COLUMNS = (*CaseMetrics.__dataclass_fields__, *lesions.COLUMNS)
+COLUMNS = (*CaseMetrics.__dataclass_fields__, *lesions.COLUMNS, *reliability.COLUMNS)
 """The columns of metrics: part of an evaluation's identity, so that one without a new column is not resumed."""
 
 
@@ -125,7 +125,7 @@ def compared_rows(
 ) -> Iterator[dict[str, Any]]:
     """A row of metrics for each annotated label of a case, without the sequences it was predicted from.
 
-    Lesions are counted for labels of this kind; for tissues these columns are NaN.
+    Lesions are counted for labels of this kind; for tissues these columns are NaN, and those of `reliability` always.
     """
     looked_at, spacing_mm = truth.target != IGNORE, case.grid.spacing_mm
     for label, one in enumerate(space.labels, start=1):
@@ -137,17 +137,27 @@ def compared_rows(
                 counted = lesion_metrics(find_lesions(mask, expected, spacing_mm, options.rule), options.policy)
             own_columns = own_values(own, mask, expected, spacing_mm)
             yield {"database": case.database, "case": case.name, "label": one.name, "modalities": "",
-                   "num_modalities": 0, **asdict(metrics), **counted, **own_columns}  # fmt: skip
+                   "num_modalities": 0, **asdict(metrics), **counted, **reliability.no_confidence(),
+                   **own_columns}  # fmt: skip
 
 
-def summary_of(cases: pd.DataFrame, own: Sequence[str] = ()) -> pd.DataFrame:
-    """Means, standard deviations and counts by database, label, subset and `learnt`, in the order of evaluation."""
+def summary_of(cases: pd.DataFrame, own: Sequence[str] = (), bins: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Means, standard deviations and counts by database, label, subset and `learnt`, in the order of evaluation.
+
+    Args:
+        bins: see `reliability.reliability_table`.
+    """
     rows, fields = [], list(CaseMetrics.__dataclass_fields__)
+    errors = {} if bins is None else reliability.pooled_errors(bins)
+    undefined = dict.fromkeys(reliability.KINDS.values(), math.nan)
     for key, group in cases.groupby(KEY, sort=False):
         metrics = [CaseMetrics(*values) for values in group[fields].itertuples(index=False, name=None)]
         names = dict(zip(KEY, key if isinstance(key, tuple) else (key,), strict=True))
         own_numbers = own_means(own, {name: group[name].tolist() for name in own})
         counted = summarise_lesions({name: group[name].astype(float).tolist() for name in lesions.COLUMNS})
+        trusted = reliability.summarise_confidence({name: group[name].tolist() for name in reliability.COLUMNS})
         num_modalities = int(group["num_modalities"].iloc[0])
-        rows.append({**names, "num_modalities": num_modalities, **summarise(metrics), **counted, **own_numbers})
+        pooled = undefined | errors.get(tuple(str(names[name]) for name in reliability.CELL), {})
+        numbers = {**summarise(metrics), **counted, **trusted, **pooled, **own_numbers}
+        rows.append({**names, "num_modalities": num_modalities, **numbers})
     return pd.DataFrame(rows)

@@ -16,6 +16,7 @@ from multiseg.evaluation.comparison import summary_of
 from multiseg.evaluation.evaluation_result import MONTAGE_CASES, EvaluateOptions, Evaluation
 from multiseg.evaluation.model_evaluation import evaluate
 from multiseg.evaluation.own_metrics import Metrics
+from multiseg.evaluation.reliability import joined_tables
 from multiseg.evaluation.result_folder import check_room, key_of
 from multiseg.models.learnt_scans import NOT_KNOWN, TRAIN, VAL, how_learnt
 from multiseg.models.saved import model_path, read_learnt
@@ -172,9 +173,10 @@ def _joined(done: Sequence[Evaluation], runs: Sequence[FoldRun]) -> Evaluation:
     left_out: dict[str, tuple[str, ...]] = {}
     for database, names in (item for one in done for item in one.left_out.items()):
         left_out[database] = tuple(dict.fromkeys((*left_out.get(database, ()), *names)))
+    bins = joined_tables([one.reliability for one in done])
     return Evaluation(
         cases=cases,
-        summary=summary_of(cases, first.own_metrics),
+        summary=summary_of(cases, first.own_metrics, bins),
         panels=tuple(panels),
         split=first.split,
         left_out=left_out,
@@ -183,6 +185,7 @@ def _joined(done: Sequence[Evaluation], runs: Sequence[FoldRun]) -> Evaluation:
         unlisted={name: text for one in done for name, text in one.unlisted.items()},
         key=key_of(*(one.key for one in done), *(str(run.fold) for run in runs), *(run.fold.seed for run in runs)),
         scoring=first.scoring,
+        reliability=bins,
         store=first.store,
         parts={f"fold-{run.fold.index}": one for one, run in zip(done, runs, strict=True)},
     )

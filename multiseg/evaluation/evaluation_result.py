@@ -15,10 +15,12 @@ from multiseg.evaluation.case_panel import CasePanel
 from multiseg.evaluation.comparison import KEY, ScoringOptions
 from multiseg.evaluation.memory_budget import memory_bytes
 from multiseg.evaluation.own_metrics import POLICY as OWN_POLICY
-from multiseg.evaluation.result_folder import PROGRESS, check_room
+from multiseg.evaluation.reliability import error_changes, expected_and_true, reliability_table
+from multiseg.evaluation.result_folder import PROGRESS, RELIABILITY, check_room
 from multiseg.evaluation.tables import write_parquet_beside, write_table
 from multiseg.files import write_atomically
 from multiseg.modalities import as_names
+from multiseg.models.calibration_record import Calibration
 from multiseg.models.learnt_scans import NOT_KNOWN, NOT_LEARNT, TRAIN, VAL
 
 MONTAGE_CASES = 2
@@ -84,6 +86,8 @@ class Evaluation:
         store: the URL or path of the store that the cases are from.
         scoring: how predictions were scored.
         parts: the evaluations that this one was put together from, by name; empty if it is none of these.
+        reliability: the bins of probabilities, see `reliability.reliability_table`; empty for files.
+        calibration: of the model.
     """
 
     cases: pd.DataFrame
@@ -98,6 +102,8 @@ class Evaluation:
     doubts: Mapping[str, str] = field(default_factory=dict)
     model: str = ""
     scoring: ScoringOptions = ScoringOptions()
+    reliability: pd.DataFrame = field(default_factory=lambda: reliability_table([]))
+    calibration: Calibration | None = None
     store: str = ""
     parts: Mapping[str, Evaluation] = field(default_factory=dict)
 
@@ -138,16 +144,21 @@ class Evaluation:
         return {kind: tuple(names[cases["learnt"] == kind]) for kind in (TRAIN, VAL, NOT_LEARNT, NOT_KNOWN)}
 
     def save(self, folder: Path | str, overwrite: bool = False) -> None:
-        """Write cases.csv, summary.csv, summary.json and montage.png, and remove the file for resuming.
+        """Write the tables (cases.csv, summary.csv, reliability.csv), summary.json and the pictures montage.png and
+        reliability.png, and remove the file for resuming.
 
-        With pyarrow the tables are also cases.parquet and summary.parquet. Each part gets a folder of its name.
+        With pyarrow each table is also there as a file .parquet. Files of another program have no reliability.
+        Each part gets a folder of its name.
 
         Raises:
             UsageError: the folder holds something else, see `check_room`.
         """
         folder = Path(folder)
         check_room(folder, self.key, overwrite)
-        for name, table in (("cases.csv", self.cases), ("summary.csv", self.summary)):
+        tables = {"cases.csv": self.cases, "summary.csv": self.summary}
+        if len(self.reliability):
+            tables["reliability.csv"] = self.reliability
+        for name, table in tables.items():
             write_table(folder / name, table)
             write_parquet_beside(folder / name, table)
         write_atomically(folder / "summary.json", json.dumps(self.to_json(), indent=1).encode())
@@ -155,6 +166,13 @@ class Evaluation:
             from multiseg.evaluation.montage import save_montage  # slow to import
 
             save_montage(folder / "montage.png", self.panels, f"{self.title}, all their sequences", overwrite=True)
+        if len(self.reliability):
+            from multiseg.evaluation.reliability_plot import save_reliability  # slow to import
+
+            save_reliability(folder / RELIABILITY, self.reliability, self.title_of)
+        else:  # not those of an earlier evaluation
+            for name in (RELIABILITY, "reliability.csv", "reliability.parquet"):
+                (folder / name).unlink(missing_ok=True)
         (folder / PROGRESS).unlink(missing_ok=True)
         for name, part in self.parts.items():
             part.save(folder / name, overwrite)
@@ -178,5 +196,8 @@ class Evaluation:
             "key": self.key,
             "store": self.store,
             **({"model": self.model} if self.model else {}),
+            "calibration": self.calibration.to_json() if self.calibration else None,
+            "calibration_errors": error_changes(self.summary) if self.calibration else [],
+            "expected_dice": json.loads(pd.DataFrame(expected_and_true(self.cases)).to_json(orient="records")),
             "summary": rows,
         }

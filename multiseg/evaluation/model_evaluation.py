@@ -6,49 +6,38 @@ import hashlib
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, UInt8
 from safetensors.torch import save
 
 from multiseg.allocator import keep_memory
 from multiseg.errors import DataError, UsageError
-from multiseg.evaluation.adaptation import adapted, check_adaptable, lesion_of
-from multiseg.evaluation.case_answers import AnswerOptions, Shown, check_mirrored, labels_of
+from multiseg.evaluation.adaptation import check_adaptable
+from multiseg.evaluation.case_answers import check_mirrored
 from multiseg.evaluation.case_panel import CasePanel
 from multiseg.evaluation.comparison import (
     COLUMNS,
-    Truth,
     compared_rows,
     summary_of,
-    truth_of,
     why_not_comparable,
 )
-from multiseg.evaluation.decision import brain_of
 from multiseg.evaluation.evaluation_result import MONTAGE_CASES, EvaluateOptions, Evaluation
-from multiseg.evaluation.memory_budget import check_further, fitted
-from multiseg.evaluation.metrics import joint_box
 from multiseg.evaluation.own_metrics import Metric, Metrics, identity_of, named_metrics
 from multiseg.evaluation.panels import compared_panel
-from multiseg.evaluation.preparation import network_input
+from multiseg.evaluation.reliability import BINS, Confidence, confidence_row, reliability_table
 from multiseg.evaluation.result_folder import DoneCases, check_room, key_of
+from multiseg.evaluation.stored_answers import LoadedCase, answer_to, answers, load_case
 from multiseg.evaluation.subsets import check_subsets, chosen_subsets
 from multiseg.evaluation.voting import Voters, check_once
-from multiseg.evaluation.zones import Zones, further_columns, zone_values, zones_of
+from multiseg.evaluation.zones import further_columns, zone_values
+from multiseg.labels import IGNORE
 from multiseg.models.learnt_scans import TRAIN, VAL, how_learnt
 from multiseg.models.saved import Model, ModelInfo, load_model, model_path
 from multiseg.store.catalogue import select
 from multiseg.store.hierarchy import is_remote, local_path
 from multiseg.store.reader import Case, Store, open_store
-
-METRIC_BYTES = 24
-"""For each voxel of a case: what its brain, its labels and the masks of its structures need."""
-SURFACE_BYTES = 20
-"""For each voxel of the box around all structures: what the distances between surfaces need."""
 
 
 def evaluate(
@@ -107,16 +96,18 @@ def evaluate(
     num_seen: Counter[str] = Counter()
     for index, case in enumerate(cases):
         on_case(index, len(cases), f"{case.database}/{case.name}")
-        loaded = _load(model, store, case, options)
-        if _key(case) not in done.rows:
-            done.add(_key(case), list(_rows(model, loaded, options, own)))
+        loaded = load_case(model, store, case, options)
+        if case_key(case) not in done.rows:
+            done.add(case_key(case), list(_rows(model, loaded, options, own)))
         num_seen[case.database] += 1
         if num_seen[case.database] <= MONTAGE_CASES:
             panels.append(_panel(model, loaded, options))
-    table = pd.DataFrame([_with_learnt(model, case, row) for case in cases for row in done.rows[_key(case)]])
+    rows = [_with_learnt(model, case, row) for case in cases for row in done.rows[case_key(case)]]
+    table = pd.DataFrame([{name: value for name, value in row.items() if name != BINS} for row in rows])
+    bins = reliability_table(rows)
     return Evaluation(
         cases=table,
-        summary=summary_of(table, further_columns(options.zones, own)),
+        summary=summary_of(table, further_columns(options.zones, own), bins),
         panels=tuple(panels),
         split=options.split,
         left_out=_left_out(model, selected),
@@ -126,6 +117,8 @@ def evaluate(
         key=done.key,
         model=digest,
         scoring=options.scoring,
+        reliability=bins,
+        calibration=model.info.calibration,
         store=place,
     )
 
@@ -147,7 +140,7 @@ def _divided(
     return cases, skipped
 
 
-def _key(case: Case) -> str:
+def case_key(case: Case) -> str:
     """The key of a case's results: they stay valid while its files and its grid are the same."""
     return f"{case.database}/{case.name} {case.source_sha256[:16]} {'x'.join(map(str, case.extent))}"
 
@@ -242,84 +235,29 @@ def _unlisted(model: Voters, store: Store, cases: Sequence[Case]) -> dict[str, s
     return unlisted
 
 
-@dataclass(frozen=True, eq=False)
-class _Loaded:
-    """A case as stored (`shown`), on the model's axis and in its label space."""
-
-    case: Case
-    usable: tuple[str, ...]
-    shown: dict[str, Float[np.ndarray, "i j k"]]
-    images: Float[np.ndarray, "modality i j k"]
-    truth: Truth
-    zones: Zones | None
-
-
-def _load(model: Voters, store: Store, case: Case, options: EvaluateOptions) -> _Loaded:
-    info, database = model.info, store[case.database]
-    stored, codes = database.whole(case)
-    # In the model's order, so that a subset has the same name in every store.
-    usable = tuple(name for name in info.axis if name in info.usable(case.modalities))
-    images, _ = network_input(info, stored, database.modalities, usable, case.intensity)
-    shown = {name: stored[database.modalities.index(name)] for name in usable}
-    truth = truth_of(database, case, codes, info.space, options.lesion_assumed)
-    zones = zones_of(database, case, codes, info.space) if options.zones else None
-    return _Loaded(case, usable, shown, images, truth, zones)
-
-
 def _rows(
-    model: Voters, loaded: _Loaded, options: EvaluateOptions, own: Mapping[str, Metric]
+    model: Voters, loaded: LoadedCase, options: EvaluateOptions, own: Mapping[str, Metric]
 ) -> Iterator[dict[str, Any]]:
-    for subset in chosen_subsets(options.subsets, loaded.usable):
-        predicted = _segmented(model, loaded, subset, options)
-        for row in compared_rows(loaded.case, loaded.truth, predicted, model.info.space, own, options.scoring):
-            row |= zone_values(loaded.zones, predicted, str(row["label"]), model.info.space)
-            yield {**row, "modalities": "+".join(subset), "num_modalities": len(subset)}
+    space = model.space
+    for answer in answers(model, loaded, options):
+        predicted, truth = answer.predicted, answer.truth
+        confidence = Confidence(answer.probabilities, answer.calibrated, answer.brain)
+        for row in compared_rows(loaded.case, truth, predicted, space, own, options.scoring):
+            label = str(row["label"])
+            row |= zone_values(loaded.zones, predicted, label, space)
+            if not options.lesion_assumed:  # the probabilities do not know of what is assumed
+                code = space.names.index(label) + 1
+                masks = (predicted == code, truth.target == code, truth.target != IGNORE)
+                row |= confidence_row(confidence, code - 1, masks, model.look_below(label))
+            yield {**row, "modalities": "+".join(answer.subset), "num_modalities": len(answer.subset)}
 
 
-def answered(
-    model: Model, store: Store, case: Case, overlap: float
-) -> tuple[dict[str, Float[np.ndarray, "i j k"]], Truth, UInt8[np.ndarray, "i j k"]]:
-    """A case's sequences that the model knows, its truth in the model's label space, and the answer from them."""
-    one = Voters((model,))
-    loaded = _load(one, store, case, EvaluateOptions())
-    return loaded.shown, loaded.truth, _segmented(one, loaded, loaded.usable, EvaluateOptions(overlap=overlap))
-
-
-def _panel(model: Voters, loaded: _Loaded, options: EvaluateOptions) -> CasePanel:
+def _panel(model: Voters, loaded: LoadedCase, options: EvaluateOptions) -> CasePanel:
     """A picture of the prediction from all usable sequences of the case."""
     case = loaded.case
     learnt = {TRAIN: ", trained on", VAL: ", chosen by"}.get(how_learnt(model.learnt, case.content.values()), "")
-    predicted = _segmented(model, loaded, loaded.usable, options)
+    predicted = answer_to(model, loaded, loaded.usable, options).predicted
     return compared_panel(
         f"{case.database}/{case.name}", case.pathology, loaded.shown, loaded.truth.target, predicted,
         model.info.space.names, loaded.truth.annotated, case.grid.spacing_mm, learnt,
     )  # fmt: skip
-
-
-def _segmented(
-    model: Voters, loaded: _Loaded, subset: Sequence[str], options: EvaluateOptions
-) -> UInt8[np.ndarray, "i j k"]:
-    brain = brain_of(loaded.shown[name] for name in subset)
-    present, models = np.isin(model.info.axis.names, subset), model.models
-    if options.adapt:
-        (one,) = models
-        lesion = lesion_of(one, loaded.images, present, options.overlap)
-        models = (adapted(one, loaded.images, present, lesion).model,)
-    shown = Shown(loaded.images, present, model.info.axis)
-    answer = fitted(models, shown, options.answer, METRIC_BYTES * brain.size)
-    labels = loaded.truth.completed(labels_of(models, model.rule, shown, answer, brain))
-    if answer.memory and (found := (labels > 0) | (loaded.truth.target > 0)).any():
-        check_further(answer.memory, "the surfaces", SURFACE_BYTES * found[joint_box(found)].size)
-    return labels
-
-
-def segment(
-    model: Model,
-    images: Float[np.ndarray, "modality i j k"],
-    subset: Sequence[str],
-    overlap: float,
-    brain: Bool[np.ndarray, "i j k"],
-) -> UInt8[np.ndarray, "i j k"]:
-    """Indices in the model's label space, from the given subset of the sequences; 0 outside their brain."""
-    shown = Shown(images, np.isin(model.info.axis.names, subset), model.info.axis)
-    return labels_of([model], "", shown, AnswerOptions(overlap), brain)

@@ -10,6 +10,8 @@ from typing import TypeAlias
 from multiseg.errors import UsageError
 from multiseg.evaluation.lesions import COLUMNS as LESION_COLUMNS
 from multiseg.evaluation.metrics import CaseMetrics, SpacingMm, means_and_deviations
+from multiseg.evaluation.reliability import BINS
+from multiseg.evaluation.reliability import COLUMNS as RELIABILITY_COLUMNS
 from multiseg.evaluation.zones import COLUMNS as ZONE_COLUMNS
 from multiseg.own import blamed, check_takes, digest_of, imported, is_importable, name_of
 from multiseg.types import Mask
@@ -22,6 +24,8 @@ TAKEN = {
     *("database", "case", "learnt", "label", "modalities", "num_modalities"),
     *CaseMetrics.__dataclass_fields__,
     *LESION_COLUMNS,
+    *RELIABILITY_COLUMNS,
+    BINS,
     *ZONE_COLUMNS,
 }
 TAKEN_ENDINGS = ("_sd", "_pooled")

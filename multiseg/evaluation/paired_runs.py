@@ -25,6 +25,7 @@ VALUES = ["baseline_value", "value", "difference"]
 METRICS = (
     *("dice", "sensitivity", "precision", "assd_mm", "hd95_mm", "surface_dice"),
     *("lesion_f1", "lesion_dice", "lesion_hd95_mm"),
+    *("ece", "brier", "expected_dice"),
 )
 LEARNT_FIRST = (TRAIN, VAL, NOT_KNOWN, NOT_LEARNT)
 """A case that one model has learnt from is no held-out case of the comparison."""

@@ -22,6 +22,7 @@ from multiseg.evaluation.voting import (
     how_any_learnt,
     learnt_doubts,
     load_voters,
+    look_doubts,
     usable_for_all,
 )
 from multiseg.files import check_files
@@ -85,6 +86,7 @@ class Prediction:
             "" (not at all) or "not known".
         adaptations: how each model was adapted, in words; empty without adaptation.
         dicom_seg: the file of the DICOM SEG; None if none was written.
+        expected_dice: by structure, see `reliability.expected_dice`.
     """
 
     path: Path
@@ -99,6 +101,7 @@ class Prediction:
     learnt: Mapping[str, str] = field(default_factory=dict)
     adaptations: tuple[str, ...] = ()
     dicom_seg: Path | None = None
+    expected_dice: Mapping[str, float] = field(default_factory=dict)
 
 
 def predict(
@@ -218,16 +221,19 @@ def _predict_prepared(
     names = enumerate(voters.space.names, start=1)
     scans = zip(prepared.modalities, prepared.content, strict=True)
     learnt = {name: how_any_learnt(voters.models, digest) for name, digest in scans if name in usable}
+    expected = dict(zip(voters.space.names, answer.expected_dice, strict=True))
+    doubts = learnt_doubts(learnt) + blind_doubts(voters.models, shown) + look_doubts(voters, expected)
     return Prediction(
         path=outputs.segmentation,
         reference="",
         used=usable,
         left_out=(),
         volumes_ml={name: float(np.count_nonzero(answer.labels == code)) * ml for code, name in names},
-        doubts=prepared.doubts + learnt_doubts(learnt) + blind_doubts(voters.models, shown),
+        doubts=prepared.doubts + doubts,
         inputs=(),
         prepared=prepared,
         answer=answer,
         learnt=learnt,
         adaptations=answer.adaptations,
+        expected_dice=expected,
     )

@@ -12,8 +12,8 @@ from multiseg.files import check_files, check_folder, write_atomically
 
 Rows: TypeAlias = list[dict[str, Any]]
 PROGRESS = "progress.jsonl"
-TABLES = ("cases.csv", "summary.csv", "cases.parquet", "summary.parquet")
-SUMMARY, MONTAGE = "summary.json", "montage.png"
+TABLES = ("cases.csv", "summary.csv", "reliability.csv", "cases.parquet", "summary.parquet", "reliability.parquet")
+SUMMARY, MONTAGE, RELIABILITY = "summary.json", "montage.png", "reliability.png"
 
 
 def key_of(*identity: object) -> str:
@@ -32,7 +32,7 @@ def check_room(folder: Path, key: str, overwrite: bool = False) -> None:
         UsageError: the folder holds other results or something else (a store, scans), or a file is read-only.
     """
     check_folder(folder, own=(PROGRESS, SUMMARY))
-    files = [folder / name for name in (*TABLES, SUMMARY, MONTAGE)]
+    files = [folder / name for name in (*TABLES, SUMMARY, MONTAGE, RELIABILITY)]
     existing = [path.name for path in files if path.exists()]
     if existing and not overwrite and _key_in(folder / SUMMARY) != key:
         raise UsageError(

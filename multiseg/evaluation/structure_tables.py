@@ -21,12 +21,14 @@ class StructureRow:
 
     Attributes:
         lesions: the number of its connected parts, if it is a kind of lesion.
+        expected_dice: see `reliability.expected_dice`; None if it is undefined, or of an older multiseg.
     """
 
     structure: str
     kind: str
     ml: float
     lesions: int | None
+    expected_dice: float | None = None
 
 
 @dataclass(frozen=True)

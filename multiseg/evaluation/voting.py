@@ -13,8 +13,10 @@ from multiseg.evaluation.adaptation import check_adaptable
 from multiseg.evaluation.case_answers import ENSEMBLES, Shown, check_mirrored
 from multiseg.evaluation.prediction_inputs import PredictOptions
 from multiseg.evaluation.preparation import recipe_for
+from multiseg.evaluation.reliability import is_doubtful
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
+from multiseg.models.calibration_record import look_below_of
 from multiseg.models.fused import fuse
 from multiseg.models.learnt_scans import NOT_KNOWN, NOT_LEARNT, TRAIN, VAL, LearntScans, how_learnt
 from multiseg.models.saved import Model, ModelInfo, load_model, model_path
@@ -73,6 +75,7 @@ class Voters:
         return replace(
             first,
             builder=f"{self.rule} of {len(self.models)}",
+            calibration=None,
             axis=axis,
             trained_on={
                 name: tuple(dict.fromkeys(database for info in self.infos for database in info.trained_on[name]))
@@ -93,6 +96,14 @@ class Voters:
     @property
     def space(self) -> LabelSpace:
         return self.models[0].info.space
+
+    @property
+    def is_calibrated(self) -> bool:
+        return any(info.calibration for info in self.infos)
+
+    def look_below(self, structure: str) -> float:
+        """The expected Dice below which the structure should be looked at; of several models the highest counts."""
+        return max(look_below_of(info.calibration, structure) for info in self.infos)
 
 
 def load_voters(model: Path | str | Model, options: PredictOptions) -> Voters:
@@ -187,6 +198,17 @@ def learnt_doubts(learnt: Mapping[str, str]) -> tuple[Doubt, ...]:
         if names:
             text = f"the model {verb} this same scan of {names}: the result says nothing about new patients."
             doubts.append(Doubt(Severity.WARNING, "LEARNT_FROM", text))
+    return tuple(doubts)
+
+
+def look_doubts(voters: Voters, expected_dice: Mapping[str, float]) -> tuple[Doubt, ...]:
+    """A doubt for each structure whose expected Dice is low."""
+    doubts = []
+    for name, expected in expected_dice.items():
+        least = voters.look_below(name)
+        if is_doubtful(expected, least):
+            text = f"look at this: the expected Dice of {name} is {expected:.2f}, below {least:.2f}."
+            doubts.append(Doubt(Severity.WARNING, "LOOK_AT_THIS", text))
     return tuple(doubts)
 
 

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from multiseg.evaluation.case_panel import CasePanel, Parcels
 from multiseg.evaluation.comparison import Truth
 from multiseg.evaluation.metrics import dice
-from multiseg.evaluation.model_evaluation import answered
 from multiseg.evaluation.montage import save_montage
+from multiseg.evaluation.stored_answers import answered
 from multiseg.experiments.ground import Ground
 from multiseg.experiments.runs import Arm
 from multiseg.experiments.worker import model_of

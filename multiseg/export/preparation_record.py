@@ -58,6 +58,15 @@ DECISION = (
     "Any other voxel is the most likely tissue t if p(t) >= p(background), and otherwise background.",
 )
 
+CALIBRATION = (
+    "Probabilities for people, after the decision, which takes them uncalibrated. T are the temperatures of the number "
+    "of sequences that are present; of a number that is not listed, those of the next smaller one, or else of the "
+    "smallest. With P the sum of the probabilities of all structures of kind lesion: those of lesions and 1 - P to the "
+    "power of 1/T, made to sum to 1; given no lesion, those of tissues and of background to the power of 1/T, made to "
+    "sum to the new 1 - P. Each of these two steps takes the T of `inside` where a structure is at least as likely as "
+    "1 - P, or background, and that of `outside` elsewhere."
+)
+
 
 def preparation_record(info: ModelInfo, multiple: int | None) -> dict[str, Any]:
     """How a patient is prepared for a model, and how its logits become labels; JSON throughout.
@@ -94,6 +103,7 @@ def preparation_record(info: ModelInfo, multiple: int | None) -> dict[str, Any]:
         "labels": _labels(info),
         "activation": ACTIVATIONS[info.space.num_logits == 1],
         "decision": list(DECISION),
+        "calibration": _calibration(info),
         "doubts": [doubt.message for doubt in doubts],
     }
 
@@ -117,6 +127,13 @@ def _intensity(recipe: Recipe, info: ModelInfo) -> dict[str, Any]:
         "rounded_to": "float16, then float32",
         "outside_brain": BACKGROUNDS[info.background],
     }
+
+
+def _calibration(info: ModelInfo) -> dict[str, Any] | None:
+    if info.calibration is None:
+        return None
+    stored = info.calibration.to_json()
+    return {"meaning": CALIBRATION, **{name: stored[name] for name in ("temperatures", "look_below")}}
 
 
 def _labels(info: ModelInfo) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +24,7 @@ from multiseg.files import write_atomically
 from multiseg.labels import LabelSpace, SpaceLabel
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import Builder, build
+from multiseg.models.calibration_record import Calibration
 from multiseg.models.devices import resolve_device
 from multiseg.models.learnt_scans import LearntScans
 from multiseg.models.packages import PACKAGE, is_package, read_package
@@ -36,6 +37,7 @@ ENDINGS = (".safetensors", PACKAGE)
 """Of the names of model files and packages."""
 LEARNT = "learnt"
 """Key of the scans' digests in a file's JSON, which are not part of `ModelInfo`, since a federation sends that."""
+CALIBRATION = "calibration"
 BACKGROUNDS = ("zero", "shifted")
 
 
@@ -51,6 +53,7 @@ class ModelInfo:
         ancestry: the models that it was fine-tuned from, oldest first: see `training.start`.
         background: values outside the brain of a present sequence in training: "zero", or "shifted", where a raw 0
             became (0 - mean) / std like the brain's values (Xu et al. 2024, as released).
+        calibration: of these weights; a model that learns further has none.
 
     Raises:
         UsageError: the background is none of these.
@@ -69,18 +72,21 @@ class ModelInfo:
     licence: str = ""
     ancestry: tuple[Mapping[str, Any], ...] = ()
     background: str = "zero"
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         if self.background not in BACKGROUNDS:
             raise UsageError(f"the background is {self.background!r}: give one of {', '.join(BACKGROUNDS)}.")
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {
+        # Without what is empty, so that an older multiseg reads a model that needs nothing newer.
+        fields = {name: value for name, value in asdict(self).items() if name != CALIBRATION}
+        return fields | {
             "format": FORMAT,
             "axis": list(self.axis),
-            # Without empty fields, so that an older multiseg reads a model without labels by pathology.
             "space": [{name: text for name, text in asdict(label).items() if text} for label in self.space.labels],
             **({"rest": self.space.rest} if self.space.rest else {}),
+            **({CALIBRATION: self.calibration.to_json()} if self.calibration else {}),
             "versions": {"multiseg": version("multiseg"), "torch": torch.__version__},
         }
 
@@ -96,6 +102,7 @@ class ModelInfo:
                 "patch": tuple(data["patch"]),
                 "trained_on": {name: tuple(databases) for name, databases in data["trained_on"].items()},
                 "ancestry": tuple(data.get("ancestry", ())),
+                CALIBRATION: Calibration.from_json(data[CALIBRATION]) if CALIBRATION in data else None,
             }
         )
 
@@ -197,8 +204,27 @@ def without_learnt(path: Path) -> bytes:
         CheckpointError: as `read_info`.
     """
     read_info(path)
-    metadata = json.loads(_metadata(path)["multiseg"])
-    metadata.pop(LEARNT, None)
+
+    def without(about: dict[str, Any]) -> dict[str, Any]:
+        kept = {name: value for name, value in about.items() if name != LEARNT}
+        # The key is made of the validation cases, too: whoever has all of them could recognise them by it.
+        return kept | ({CALIBRATION: {**kept[CALIBRATION], "key": ""}} if CALIBRATION in kept else {})
+
+    return _described_anew(path, without)
+
+
+def with_calibration(path: Path, calibration: Calibration) -> bytes:
+    """The bytes of a model file, as they are but for its calibration.
+
+    Raises:
+        CheckpointError: as `read_info`.
+    """
+    read_info(path)
+    return _described_anew(path, lambda about: {**about, CALIBRATION: calibration.to_json()})
+
+
+def _described_anew(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> bytes:
+    metadata = change(json.loads(_metadata(path)["multiseg"]))
     return save(load_weights(path), metadata={"multiseg": json.dumps(metadata)})
 
 

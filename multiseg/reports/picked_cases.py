@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from multiseg.errors import MultisegError
-from multiseg.evaluation.model_evaluation import answered
+from multiseg.evaluation.stored_answers import answered
 from multiseg.models.saved import Model, load_model, model_path
 from multiseg.pages.page import Section, Volume, Volumes
 from multiseg.reports.case_slices import case_volume

@@ -11,8 +11,8 @@ from torch import nn
 
 from multiseg.evaluation.decision import brain_of
 from multiseg.evaluation.metrics import dice, mean_of_defined
-from multiseg.evaluation.model_evaluation import segment
 from multiseg.evaluation.preparation import network_input
+from multiseg.evaluation.stored_answers import segment
 from multiseg.evaluation.subsets import chosen_subsets
 from multiseg.labels import IGNORE, KINDS, SpaceLabel
 from multiseg.models.saved import Model, ModelInfo

@@ -9,6 +9,7 @@ from multiseg.evaluation.comparison import summary_of
 from multiseg.evaluation.lesions import no_lesion_metrics
 from multiseg.evaluation.metrics import case_metrics
 from multiseg.evaluation.own_metrics import identity_of, named_metrics, own_means, own_values
+from multiseg.evaluation.reliability import no_confidence
 
 
 def volume(predicted, truth, spacing_mm):
@@ -55,7 +56,7 @@ def test_the_summary_has_the_mean_by_label_and_subset():
     size = (1.0, 1.0, 1.0)
     rows = [
         {"database": "d", "case": str(num), "learnt": "", "label": label, "modalities": "T1", "num_modalities": 1,
-         **vars(case_metrics(box(num), box(2), size)), **no_lesion_metrics(), "share": value}
+         **vars(case_metrics(box(num), box(2), size)), **no_lesion_metrics(), **no_confidence(), "share": value}
         for num, label, value in ((1, "a", 0.5), (2, "a", 1.0), (3, "b", math.nan))
     ]  # fmt: skip
     found = summary_of(pd.DataFrame(rows), ["share"]).set_index("label")
@@ -77,6 +78,7 @@ def test_metrics_are_given_one_or_many_as_functions_or_names(given):
         ({"learnt": volume}, "column 'learnt'"),
         ({"num_missed": volume}, "column 'num_missed'"),
         ({"lesion_f1": volume}, "column 'lesion_f1'"),
+        ({"expected_dice": volume}, "column 'expected_dice'"),
         ({"dice_sd": volume}, "column 'dice_sd'"),
         ({"dice_pooled": volume}, "column 'dice_pooled'"),
         ({"detected_over_1000_mm3": volume}, "column 'detected_over_1000_mm3'"),

@@ -15,6 +15,7 @@ from multiseg.evaluation.lesions import find_lesions, lesion_metrics
 from multiseg.evaluation.metrics import case_metrics
 from multiseg.evaluation.paired_runs import Comparison, compare, names_of
 from multiseg.evaluation.paired_statistics import CompareOptions, bootstrap_interval, holm, signed_rank_p
+from multiseg.evaluation.reliability import no_confidence
 
 SPACING_MM = (1.0, 1.0, 1.0)
 QUICK = CompareOptions(num_resamples=500)
@@ -29,7 +30,7 @@ def evaluation(dice: dict[tuple[str, str, str], float], learnt: str = "", **opti
     )
     rows = [
         {"database": database, "case": case, "learnt": learnt, "label": "lesion", "modalities": subset,
-         "num_modalities": subset.count("+") + 1, **row, "dice": value}
+         "num_modalities": subset.count("+") + 1, **row, **no_confidence(), "dice": value}
         for (database, case, subset), value in dice.items()
     ]  # fmt: skip
     table = pd.DataFrame(rows)

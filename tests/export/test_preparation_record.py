@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from multiseg.evaluation.decision import decide
+from multiseg.evaluation.temperature import at_temperature
 from multiseg.export.preparation_record import preparation_record
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
+from multiseg.models.calibration_record import Calibration, Temperatures
 from multiseg.models.saved import ModelInfo
 from multiseg.store.preparation.normalisation import standardise
 from multiseg.store.preparation.recipe import PERCENTILES, Recipe
@@ -50,6 +52,24 @@ def test_what_it_says_of_a_plain_model() -> None:
     assert record["intensity"]["normalise"] == "zscore"
     assert record["intensity"]["outside_brain"] == "0"
     assert record_of(Recipe(), background="shifted")["intensity"]["outside_brain"].endswith("within +-60000")
+
+
+def test_it_names_the_temperatures_and_says_what_they_do() -> None:
+    assert record_of(Recipe())["calibration"] is None
+    stored = Calibration(
+        {1: Temperatures(1.5, 1.5), 2: Temperatures(2.0, 2.0)}, {"lesion": 0.4}, 0.5, {"ms": 3}, "val", "k"
+    )
+    record = record_of(Recipe(), calibration=stored)["calibration"]
+    assert (record["temperatures"], record["look_below"]) == (
+        {"1": {"outside": 1.5, "inside": 1.5}, "2": {"outside": 2.0, "inside": 2.0}},
+        {"lesion": 0.4},
+    )
+    # What it says, by hand: p^(1/T) of the lesion and of 1 - P; given no lesion, of tissues and background.
+    p, power = np.array([0.3, 0.2, 0.1]), 1 / 2.0
+    lesion = 0.3**power / (0.3**power + 0.7**power)
+    rest = np.array([0.2, 0.1, 0.4]) ** power
+    expected = [lesion, *((1 - lesion) * rest / rest.sum())[:2]]
+    assert at_temperature(p[:, None], SPACE, Temperatures(2.0, 2.0))[:, 0] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("rule", ["file", "command hd-bet -i {image} -o {mask}"])

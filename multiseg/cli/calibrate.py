@@ -1,0 +1,105 @@
+"""Verb: calibrate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from multiseg.cli.shared_flags import AsJson, Device
+
+if TYPE_CHECKING:
+    from multiseg.training.calibration import CalibrationResult
+
+
+def calibrate_command(
+    run: Annotated[Path, typer.Argument(help="A run folder or a model file, which gets the calibration.")],
+    store: Annotated[str, typer.Option(help="A store (default: the one of the training).")] = "",
+    database: Annotated[
+        list[str] | None, typer.Option(help="Only these databases (default: those that the model learnt from).")
+    ] = None,
+    poor_dice: Annotated[
+        float, typer.Option(help="The Dice below which a segmentation is poor, to choose when predict flags it.")
+    ] = 0.5,
+    overlap: Annotated[float, typer.Option(help="Overlap of the sliding windows.", min=0, max=0.9)] = 0.5,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> int:
+    """Make a model's probabilities honest: fit temperatures for each number of sequences on the validation cases.
+
+    The temperatures are stored in the model file. Segmentations do not change by a voxel. It also finds the expected
+    Dice below which predict says: look at this. docs/evaluation.md explains both. The same command resumes what was
+    interrupted.
+
+    Examples:
+
+    multiseg calibrate runs/joint
+
+    multiseg calibrate runs/joint --store hospital.zarr --database ours
+    """
+    from multiseg.cli.console import print_json
+    from multiseg.cli.evaluation_tables import evaluation_progress
+    from multiseg.models.devices import resolve_device
+    from multiseg.training.calibration import CalibrateOptions, calibrate
+
+    options = CalibrateOptions(tuple(database or ()), overlap, poor_dice)
+    with evaluation_progress(as_json, "calibrate") as on_case:
+        result = calibrate(run, store or None, options, str(resolve_device(device)), on_case)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        _print_result(result)
+    return 0
+
+
+def _print_result(result: CalibrationResult) -> None:
+    from multiseg.cli.console import messages, output, print_table
+    from multiseg.errors import few
+    from multiseg.models.learnt_scans import NOT_KNOWN
+
+    calibration, console = result.calibration, messages()
+    if not result.is_new:
+        output().print(f"{result.file} has this calibration already, and was not changed.", soft_wrap=True)
+    if result.left_out:
+        text = f"left out, since the model was trained on them: {few(result.left_out)}."
+        console.print(text, soft_wrap=True, markup=False)
+    if calibration.learnt == NOT_KNOWN:
+        console.print(
+            "It is not known whether the model was trained on these cases, since its file does not list all its scans: "
+            "if it was, it is still too sure of itself.",
+            soft_wrap=True,
+        )
+    rows = [
+        [f"{fit.num_sequences}", *(f"{one:.3f}" for one in fit.temperatures), f"{fit.num_answers}",
+         f"{fit.loss_before:.5f}", f"{fit.loss_after:.5f}", f"{fit.ece_before:.4f}", f"{fit.ece_after:.4f}"]
+        for fit in result.fits
+    ]  # fmt: skip
+    columns = ["sequences", "T outside", "T inside", "answers", "loss before", "after", "ECE before", "after "]
+    if rows:
+        print_table("Validation cases, in every subset of their sequences", columns, rows, right=columns)
+    for fit in result.fits:
+        if fit.is_at_bound:
+            console.print(
+                f"{fit.num_sequences} sequences: a temperature is as far as the fit may go, so the best one is not "
+                "known. More training, or more validation cases, may help.",
+                soft_wrap=True,
+            )
+        if fit.is_kept_at_one:
+            console.print(
+                f"{fit.num_sequences} sequences: the likeliest temperatures would raise the calibration error of the "
+                "validation cases, so they stay 1.",
+                soft_wrap=True,
+            )
+    for num in result.not_fitted:
+        console.print(f"{num} sequences: no validation case has a structure; the nearest temperatures hold for them.")
+    for name, least in calibration.look_below.items():
+        rho = f"; Spearman's rho of expected and true Dice {result.spearman[name]:.2f}" if result.is_new else ""
+        output().print(
+            f"{name}: look at segmentations with an expected Dice below {least:.2f}{rho}", soft_wrap=True, markup=False
+        )
+    if result.is_new:
+        output().print(
+            f"{result.file}: temperatures of {len(calibration.temperatures)} numbers of sequences stored",
+            soft_wrap=True,
+        )

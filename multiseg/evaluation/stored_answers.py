@@ -1,0 +1,120 @@
+"""What models answer to a case of a store, from every chosen subset of its sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from multiseg.evaluation.adaptation import adapted, lesion_of
+from multiseg.evaluation.case_answers import AnswerOptions, Shown, WholeAnswer, answer_of, labels_of
+from multiseg.evaluation.comparison import Truth, truth_of
+from multiseg.evaluation.decision import brain_of
+from multiseg.evaluation.evaluation_result import EvaluateOptions
+from multiseg.evaluation.memory_budget import FLOAT, check_further, fitted
+from multiseg.evaluation.metrics import joint_box
+from multiseg.evaluation.preparation import network_input
+from multiseg.evaluation.subsets import chosen_subsets
+from multiseg.evaluation.voting import Voters
+from multiseg.evaluation.zones import Zones, zones_of
+from multiseg.models.saved import Model
+from multiseg.store.reader import Case, Store
+
+METRIC_BYTES = 32
+"""For each voxel of a case: what its brain, its labels, the masks of its structures and their confidence need."""
+SURFACE_BYTES = 20
+"""For each voxel of the box around all structures: what the distances between surfaces need."""
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedCase:
+    """A case as stored (`shown`), on the model's axis and in its label space."""
+
+    case: Case
+    usable: tuple[str, ...]
+    shown: dict[str, Float[np.ndarray, "i j k"]]
+    images: Float[np.ndarray, "modality i j k"]
+    truth: Truth
+    zones: Zones | None
+
+
+def load_case(model: Voters, store: Store, case: Case, options: EvaluateOptions) -> LoadedCase:
+    """Read a case for a model."""
+    info, database = model.info, store[case.database]
+    stored, codes = database.whole(case)
+    # In the model's order, so that a subset has the same name in every store.
+    usable = tuple(name for name in info.axis if name in info.usable(case.modalities))
+    images, _ = network_input(info, stored, database.modalities, usable, case.intensity)
+    shown = {name: stored[database.modalities.index(name)] for name in usable}
+    truth = truth_of(database, case, codes, info.space, options.lesion_assumed)
+    zones = zones_of(database, case, codes, info.space) if options.zones else None
+    return LoadedCase(case, usable, shown, images, truth, zones)
+
+
+@dataclass(frozen=True, eq=False)
+class CaseAnswer:
+    """The answer from a subset of a case's sequences.
+
+    Attributes:
+        probabilities, calibrated: of each structure, before and after the calibration.
+        brain: of these sequences.
+        predicted: index in the label space, with what is assumed.
+    """
+
+    subset: tuple[str, ...]
+    probabilities: Float[np.ndarray, "label i j k"]
+    calibrated: Float[np.ndarray, "label i j k"]
+    brain: Bool[np.ndarray, "i j k"]
+    predicted: UInt8[np.ndarray, "i j k"]
+    truth: Truth
+
+
+def answers(model: Voters, loaded: LoadedCase, options: EvaluateOptions) -> Iterator[CaseAnswer]:
+    """The answers to a case from the chosen subsets of its sequences."""
+    for subset in chosen_subsets(options.subsets, loaded.usable):
+        yield answer_to(model, loaded, subset, options)
+
+
+def answer_to(model: Voters, loaded: LoadedCase, subset: tuple[str, ...], options: EvaluateOptions) -> CaseAnswer:
+    """The answer to a case from one subset of its sequences.
+
+    Raises:
+        UsageError: it does not fit into the budget of memory.
+    """
+    present, brain = np.isin(model.info.axis.names, subset), brain_of(loaded.shown[name] for name in subset)
+    models = model.models
+    if options.adapt:
+        (one,) = models
+        lesion = lesion_of(one, loaded.images, present, options.overlap)
+        models = (adapted(one, loaded.images, present, lesion).model,)
+    shown = Shown(loaded.images, present, model.info.axis)
+    volumes = len(model.space.labels) * (2 if model.is_calibrated else 1)
+    fitting = fitted(models, shown, options.answer, (METRIC_BYTES + FLOAT * volumes) * brain.size)
+    found: WholeAnswer = answer_of(models, model.rule, shown, fitting, brain)
+    predicted = loaded.truth.completed(found.labels)
+    if fitting.memory and (marked := (predicted > 0) | (loaded.truth.target > 0)).any():
+        check_further(fitting.memory, "the surfaces", SURFACE_BYTES * marked[joint_box(marked)].size)
+    return CaseAnswer(subset, found.probabilities, found.calibrated, brain, predicted, loaded.truth)
+
+
+def answered(
+    model: Model, store: Store, case: Case, overlap: float
+) -> tuple[dict[str, Float[np.ndarray, "i j k"]], Truth, UInt8[np.ndarray, "i j k"]]:
+    """A case's sequences that the model knows, its truth in the model's label space, and the answer from them."""
+    one, options = Voters((model,)), EvaluateOptions(overlap=overlap)
+    loaded = load_case(one, store, case, options)
+    return loaded.shown, loaded.truth, answer_to(one, loaded, loaded.usable, options).predicted
+
+
+def segment(
+    model: Model,
+    images: Float[np.ndarray, "modality i j k"],
+    subset: Sequence[str],
+    overlap: float,
+    brain: Bool[np.ndarray, "i j k"],
+) -> UInt8[np.ndarray, "i j k"]:
+    """Indices in the model's label space, from the given subset of the sequences; 0 outside their brain."""
+    shown = Shown(images, np.isin(model.info.axis.names, subset), model.info.axis)
+    return labels_of([model], "", shown, AnswerOptions(overlap), brain)
