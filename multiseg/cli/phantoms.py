@@ -19,6 +19,10 @@ def phantoms_command(
         list[str] | None,
         typer.Option(help="Only these: alder, birch, cedar, dogwood (the defaults), elm, fir, gorse, hazel, ivy."),
     ] = None,
+    skull: Annotated[
+        bool,
+        typer.Option("--skull", help="Raw scans of heads with skull, face and neck; each case has its brain mask."),
+    ] = False,
     overwrite: Overwrite = False,
 ) -> int:
     """Write synthetic hospitals as NIfTI files with a manifest: four pathologies, four sets of sequences.
@@ -30,10 +34,12 @@ def phantoms_command(
     multiseg phantoms more --hospital elm --hospital fir
 
     multiseg phantoms gliomas --hospital ivy (its tissue is known under the lesions, too)
+
+    multiseg phantoms raw --skull --cases 3
     """
     from multiseg.cli.console import output
     from multiseg.phantoms.hospitals import write_hospitals
 
-    manifest = write_hospitals(folder, seed, cases, coarseness, hospital, overwrite)
+    manifest = write_hospitals(folder, seed, cases, coarseness, hospital, overwrite, skull)
     output().print(f"Ingest them with: multiseg ingest {manifest} --store brain.zarr --spacing 2.5", soft_wrap=True)
     return 0
