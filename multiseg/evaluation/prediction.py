@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from multiseg.allocator import keep_memory
+from multiseg.evaluation.brain_finding import brain_finder
 from multiseg.evaluation.native_answer import LESION_MASK, NativeAnswer, Shown, answer_natively
 from multiseg.evaluation.prediction_inputs import PredictOptions, input_files
-from multiseg.evaluation.preparation import brain_rule, network_input, recipe_for
+from multiseg.evaluation.preparation import MODEL_RULE, brain_rule, network_input, recipe_for
 from multiseg.evaluation.voting import (
     Voters,
     blind_doubts,
     common_recipe,
+    contrast_doubts,
     how_any_learnt,
     learnt_doubts,
     load_voters,
@@ -144,15 +146,30 @@ def predict_case(voters: Voters, files: CaseFiles, outputs: Outputs, options: Pr
     usable = usable_for_all(voters.infos, tuple(files.images), options.reference)
     reference = options.reference or next(iter(files.images))
     rule = "file" if files.brain_mask else brain_rule(options.brain_mask)[0]
-    recipe, doubts = common_recipe(voters.infos, rule, reference, options.headers_disagree)
+    find_brain = brain_finder(voters.brain, options.overlap) if rule == MODEL_RULE else None
+    rule = "file" if find_brain else rule
+    finds_brain = voters.brain is not None
+    recipe, doubts = common_recipe(voters.infos, rule, reference, options.headers_disagree, finds_brain)
     needed = {name: path for name, path in files.images.items() if name in usable or name == reference}
     schemas = {name: LabelSchema.parse("1=lesion", "lesion") for name in files.labels}
-    prepared = prepare_case(replace(files, images=needed), schemas, recipe, only=usable)
+    prepared = prepare_case(replace(files, images=needed), schemas, recipe, usable, find_brain)
     prediction = _predict_prepared(voters, prepared, usable, outputs, options)
     left_out = tuple(name for name in files.images if name not in usable)
     return replace(
-        prediction, reference=reference, left_out=left_out, inputs=files.paths, doubts=doubts + prediction.doubts
+        prediction,
+        reference=reference,
+        left_out=left_out,
+        inputs=files.paths,
+        doubts=doubts + prediction.doubts + _skull_doubts(prediction, finds_brain and find_brain is None),
     )
+
+
+def _skull_doubts(prediction: Prediction, could_find: bool) -> tuple[Doubt, ...]:
+    """A hint at the model's own brain network if the brain seems to include the skull."""
+    if not could_find or not {doubt.code for doubt in prediction.doubts} & {"NO_BACKGROUND", "BRAIN_SIZE"}:
+        return ()
+    text = "the model carries a network that finds the brain in a scan with its skull: --brain-mask model."
+    return (Doubt(Severity.NOTE, "BRAIN_NETWORK", text),)
 
 
 def predict_stored(
@@ -206,7 +223,12 @@ def _predict_prepared(
         used=usable,
         left_out=(),
         volumes_ml={name: float(np.count_nonzero(answer.labels == code)) * ml for code, name in names},
-        doubts=prepared.doubts + learnt_doubts(learnt) + blind_doubts(voters.models, present),
+        doubts=(
+            *prepared.doubts,
+            *learnt_doubts(learnt),
+            *blind_doubts(voters.models, present),
+            *contrast_doubts(voters.models, prepared),
+        ),
         inputs=(),
         prepared=prepared,
         answer=answer,

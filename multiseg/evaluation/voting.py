@@ -14,17 +14,23 @@ from multiseg.evaluation.adaptation import check_adaptable
 from multiseg.evaluation.prediction_inputs import VOTE, PredictOptions
 from multiseg.evaluation.preparation import recipe_for
 from multiseg.labels import LabelSpace
+from multiseg.models.brain_network import load_brain_network
+from multiseg.models.contrasts import histogram, suspect
 from multiseg.models.fused import fuse
 from multiseg.models.learnt_scans import NOT_KNOWN, NOT_LEARNT, TRAIN, VAL, how_learnt
 from multiseg.models.saved import Model, ModelInfo, load_model
 from multiseg.models.two_branch import TwoBranch
 from multiseg.store.findings import Doubt, Severity
+from multiseg.store.preparation.prepare import PreparedCase
 from multiseg.store.preparation.recipe import Recipe
 
 
 @dataclass(frozen=True, eq=False)
 class Voters:
     """The models that answer: one, or several that vote.
+
+    Attributes:
+        brain: the network that finds brains, of the first model that carries one.
 
     Raises:
         UsageError: one cannot be adapted though it must, or they do not fit together.
@@ -33,6 +39,7 @@ class Voters:
     models: tuple[Model, ...]
     is_vote: bool = False
     adapt: bool = False
+    brain: Model | None = None
 
     def __post_init__(self) -> None:
         if self.is_vote and len(self.models) == 1 and not self.adapt:
@@ -69,20 +76,27 @@ def load_voters(model: Path | str | Model, options: PredictOptions) -> Voters:
     """
     loaded = [model if isinstance(model, Model) else load_model(model, options.device)]
     loaded += [load_model(other, options.device) for other in options.others]
+    brain = _brain_network([model, *options.others], options.device)
     if options.together in ("", VOTE):
-        return Voters(tuple(loaded), options.together == VOTE, options.adapt)
-    return Voters((fuse(loaded, options.together),))
+        return Voters(tuple(loaded), options.together == VOTE, options.adapt, brain)
+    return Voters((fuse(loaded, options.together),), brain=brain)
+
+
+def _brain_network(models: Sequence[Path | str | Model], device: str) -> Model | None:
+    """The brain network of the first model that carries one; a model that is loaded already carries none."""
+    carried = (load_brain_network(Path(model), device) for model in models if not isinstance(model, Model))
+    return next((network for network in carried if network is not None), None)
 
 
 def common_recipe(
-    infos: Sequence[ModelInfo], rule: str, reference: str, headers_disagree: str
+    infos: Sequence[ModelInfo], rule: str, reference: str, headers_disagree: str, finds_brain: bool = False
 ) -> tuple[Recipe, tuple[Doubt, ...]]:
     """The one recipe that all models need of a new patient, who is prepared once; see `recipe_for`.
 
     Raises:
         UsageError: the models need different preparations, or a brain mask.
     """
-    (first, _), *others = made = [recipe_for(info, rule, reference, headers_disagree) for info in infos]
+    (first, _), *others = made = [recipe_for(info, rule, reference, headers_disagree, finds_brain) for info in infos]
     for number, (other, _) in enumerate(others, start=2):
         for setting in fields(Recipe):
             ours, theirs = getattr(first, setting.name), getattr(other, setting.name)
@@ -135,6 +149,23 @@ def learnt_doubts(learnt: Mapping[str, str]) -> tuple[Doubt, ...]:
         if names:
             text = f"the model {verb} this same scan of {names}: the result says nothing about new patients."
             doubts.append(Doubt(Severity.WARNING, "LEARNT_FROM", text))
+    return tuple(doubts)
+
+
+def contrast_doubts(voters: Sequence[Model], prepared: PreparedCase) -> tuple[Doubt, ...]:
+    """A doubt for each sequence that looks like another one, by the first model that knows what they look like."""
+    contrasts = next((model.contrasts for model in voters if model.contrasts is not None), None)
+    doubts = []
+    for name, image in zip(prepared.modalities, prepared.images, strict=True):
+        scan = None if contrasts is None else histogram(image)
+        found = None if contrasts is None or scan is None else suspect(contrasts, name, scan)
+        if found is not None:
+            text = (
+                f"{name} looks like {found.like}: its intensities in the brain are nearer to those of {found.like} "
+                f"({found.database}; distance {found.distance:.2f}) than to any {name} that the model learnt from "
+                f"({found.own_distance:.2f}). Look at the image, and if its name is wrong, give it the right one."
+            )
+            doubts.append(Doubt(Severity.WARNING, "LOOKS_LIKE_OTHER", text))
     return tuple(doubts)
 
 
