@@ -13,7 +13,7 @@ ROOM_KIB := $(shell df --output=avail --block-size=1K /dev/shm 2>/dev/null | tai
 TEMPORARY := $(shell test "$(ROOM_KIB)" -ge 8000000 2>/dev/null && echo TMPDIR=/dev/shm)
 PYTEST := $(TEMPORARY) PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test quick check bench clean
+.PHONY: demo test quick check docs dist bench clean
 
 demo: .venv/installed
 	$(BIN)/multiseg demo --out demo
@@ -30,6 +30,19 @@ check: .venv/test-installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(PYTEST)
+
+# The site, built without the network. A page that loads something from outside fails.
+docs: .venv/docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python docs/site_tools/outer_requests.py site
+
+# The source distribution and the wheel, checked. The tools have an environment of their own: releases need them alone.
+dist:
+	$(PYTHON) -m venv .venv/release
+	.venv/release/bin/pip install --quiet 'build>=1.2' 'twine>=6'
+	rm -rf dist
+	.venv/release/bin/python -m build --outdir dist
+	.venv/release/bin/twine check --strict dist/*
 
 bench: .venv/test-installed
 	$(BIN)/python -m benchmarks.loader
@@ -48,6 +61,10 @@ bench: .venv/test-installed
 	$(BIN)/pip install --quiet $(CONSTRAINTS) --editable '.[test]'
 	touch $@
 
+.venv/docs-installed: .venv/installed
+	$(BIN)/pip install --quiet $(CONSTRAINTS) --editable '.[docs]'
+	touch $@
+
 # What a hospital installs: our requirements with the SHA-256 of every file that may be taken. torch is left out, since
 # each of its builds (for processors, for each CUDA) is another file: docs/federation.md says how it is installed. colorama
 # is for Windows.
@@ -56,4 +73,4 @@ requirements-site.txt: pyproject.toml constraints.txt
 		--python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make $@" --output-file $@
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo site dist

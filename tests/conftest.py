@@ -9,6 +9,7 @@ from pathlib import Path
 # Before torch is imported, and for the commands that tests start: threads of tiny networks only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import checked_shapes  # noqa: F401
 import hypothesis
 import pytest
 from servers import make_bucket, s3_server

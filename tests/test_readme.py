@@ -1,4 +1,4 @@
-"""What the README tells a user to type works, word for word."""
+"""What the tutorial, the README and other pages tell a user to type works, word for word."""
 
 import json
 import math
@@ -19,8 +19,9 @@ from multiseg.store.reader import open_store
 from multiseg.store.sources.recognise import LAYOUTS
 
 ROOT = Path(__file__).parents[1]
+TUTORIAL = "docs/tutorial.md"
 SMALL = "[model]\nwidths = [8, 16]\n[stream]\nbatch_size = 2\n"
-"""Of the network that the tour trains: the default one takes a minute for its few steps."""
+"""Of the network that the tutorial trains: the default one takes a minute for its few steps."""
 SMALLER = {
     "--coarseness 2": "--coarseness 4",
     "--spacing 5": "--spacing 8",
@@ -28,7 +29,7 @@ SMALLER = {
     "--steps 60": "--steps 3",
     "--steps 10": "--steps 2",
 }
-"""What the tour's flags are replaced with: its other words are those of the README."""
+"""What the flags of the tutorial are replaced with: its other words stay as they are."""
 PYTHON = """
 import contextlib, io, json, sys
 
@@ -48,7 +49,7 @@ VALUES = {
 """By what a block contains: an expression whose value is compared with numpy's."""
 
 
-def blocks(language: str, page: str = "README.md") -> list[str]:
+def blocks(language: str, page: str) -> list[str]:
     text = (ROOT / page).read_text(encoding="utf-8")
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
@@ -57,7 +58,7 @@ def blocks(language: str, page: str = "README.md") -> list[str]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the tour was walked once: its first command from the shell, the others as processes that start sooner."""
     folder = tmp_path_factory.mktemp("readme")
-    (tour,) = [block for block in blocks("bash") if "MULTISEG_DATA" not in block]
+    tour = "".join(blocks("bash", TUTORIAL))
     for flag, smaller in SMALLER.items():
         assert flag in tour
         tour = tour.replace(flag, smaller)
@@ -97,7 +98,7 @@ def answers(folder: Path) -> list[tuple[str, str, Any]]:
 
     One process runs them all, since each would import torch again.
     """
-    pages = ("README.md", "docs/stream.md", "docs/finetune.md", "docs/store.md")
+    pages = (TUTORIAL, "docs/stream.md", "docs/finetune.md", "docs/store.md")
     found = [block for page in pages for block in blocks("python", page)]
     asked = [next((VALUES[word] for word in VALUES if word in block), "None") for block in found]
     done = subprocess.run(
@@ -125,9 +126,7 @@ def value(word: str, answers: list[tuple[str, str, Any]]) -> Any:
 
 
 @pytest.mark.slow
-def test_the_notebook_of_the_readme_computes_what_numpy_computes(
-    folder: Path, answers: list[tuple[str, str, Any]]
-) -> None:
+def test_the_tutorial_computes_what_numpy_computes(folder: Path, answers: list[tuple[str, str, Any]]) -> None:
     database = open_store(str(folder / "tour.zarr"))["dogwood"]
     image, codes = (array[at] for array, at in zip(database.whole(database["D001"]), (0, 0), strict=True))
     expected = image.astype(np.float64)[codes == 1].mean()
@@ -155,7 +154,7 @@ def test_the_store_guide_computes_what_numpy_computes(folder: Path, answers: lis
 
 @pytest.mark.slow
 def test_the_commands_on_real_data(data: Path, tmp_path: Path) -> None:
-    (real,) = [block for block in blocks("bash") if "MULTISEG_DATA" in block]
+    (real,) = blocks("bash", "docs/real.md")
     quick = (
         real.replace("--steps 1500", "--steps 20")
         .replace("--steps 300", "--steps 5")

@@ -18,6 +18,7 @@ from multiseg.cli.bids_app import bids_command
 from multiseg.cli.brain_mask import brain_mask_command
 from multiseg.cli.compact import compact_command
 from multiseg.cli.demo import demo_command
+from multiseg.cli.doctor import doctor_command
 from multiseg.cli.evaluate import evaluate_command
 from multiseg.cli.experiment import experiment_command
 from multiseg.cli.export import export_command
@@ -33,6 +34,7 @@ from multiseg.cli.phantoms import phantoms_command
 from multiseg.cli.predict import predict_command
 from multiseg.cli.remove import remove_command
 from multiseg.cli.repair import repair_command
+from multiseg.cli.report import run_report_command
 from multiseg.cli.train import train_command
 from multiseg.cli.train_brain import train_brain_command
 from multiseg.cli.upgrade import upgrade_command
@@ -66,6 +68,7 @@ app = typer.Typer(
 )
 COMMANDS: dict[str, Callable[..., int]] = {
     "demo": demo_command,
+    "doctor": doctor_command,
     "phantoms": phantoms_command,
     "ingest": ingest_command,
     "info": info_command,
@@ -80,6 +83,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "finetune": finetune_command,
     "train-brain": train_brain_command,
     "evaluate": evaluate_command,
+    "report": run_report_command,
     "export": export_command,
     "pack": pack_command,
     "bids": bids_command,
@@ -112,7 +116,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
     message = ""
     try:
-        code = refuse_empty(get_command(app))(list(arguments), standalone_mode=False) or 0
+        code = refuse_empty(get_command(app))(list(arguments), standalone_mode=False, obj=tuple(arguments)) or 0
         if code == 130:  # typer turns Ctrl-C into this
             message = interruption_message(arguments)
     except click.ClickException as error:

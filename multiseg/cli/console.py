@@ -6,8 +6,9 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleRenderable, RenderHook
 from rich.progress import (
     BarColumn,
@@ -24,6 +25,9 @@ from rich.text import Text
 from multiseg.errors import few
 from multiseg.shown import lines
 from multiseg.store.findings import Finding, Severity
+
+if TYPE_CHECKING:
+    from multiseg.pages.page import Table as PageTable
 
 SHOWN_ALIKE = {Severity.ERROR: 5, Severity.WARNING: 2, Severity.NOTE: 1}
 """How many findings of one kind in one database are printed in full."""
@@ -76,13 +80,49 @@ def print_table(
     right: Sequence[str] = (),
     width: int | None = None,
 ) -> None:
-    """Print a table. The columns in `right` are aligned to the right; `width` is the most that it takes."""
-    table = Table(title=lines(title), title_justify="left", title_style="bold", header_style="bold cyan")
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*map(lines, row))
-    output().print(table, width=width)
+    """Print a table; one that is too wide is printed in parts, each with the columns that name its rows.
+
+    Args:
+        right: columns that are aligned to the right. Those before the first of them name the rows.
+        width: the most that it takes; None is all that the console has.
+    """
+    console = output()
+    cells = [[lines(cell) for cell in row] for row in rows]
+    for number, group in enumerate(_groups(columns, cells, right, width or console.width)):
+        heading = lines(title) if number == 0 else None
+        table = Table(title=heading, title_justify="left", title_style="bold", header_style="bold cyan")
+        for index in group:
+            table.add_column(columns[index], justify="right" if columns[index] in right else "left", overflow="fold")
+        for row in cells:
+            table.add_row(*(row[index] for index in group))
+        console.print(table, width=width)
+
+
+def _groups(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str], width: int) -> list[list[int]]:
+    """The columns of each part of a table, so that no part has to break a word."""
+    # Two blanks and a border beside the longest word.
+    least = [3 + max(map(_longest_word, (name, *(row[index] for row in rows)))) for index, name in enumerate(columns)]
+    if 1 + sum(least) <= width:
+        return [list(range(len(columns)))]
+    num_keys = next((index for index, name in enumerate(columns) if name in right), 1)
+    if not num_keys or 1 + sum(least[:num_keys]) + max(least[num_keys:], default=0) > width:
+        num_keys = 1
+    keys = list(range(num_keys))
+    groups = [[*keys]]
+    for index in range(num_keys, len(columns)):
+        if len(groups[-1]) > num_keys and 1 + sum(least[column] for column in (*groups[-1], index)) > width:
+            groups.append([*keys])
+        groups[-1].append(index)
+    return groups
+
+
+def _longest_word(text: str) -> int:
+    return max((cell_len(word) for word in text.split()), default=0)
+
+
+def print_page_table(title: str, table: PageTable) -> None:
+    """Print a table that a page also shows."""
+    print_table(title, table.columns, table.rows, table.numbers)
 
 
 def print_findings(findings: Sequence[Finding]) -> None:

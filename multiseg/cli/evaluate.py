@@ -131,6 +131,7 @@ def evaluate_command(
 
     multiseg evaluate --predictions "out/{case}.nii.gz" --labels "2=tissue:WM,7=lesion" --name SAMSEG --store all.zarr
     """
+    from multiseg.cli.command_note import note_command
     from multiseg.cli.console import messages, print_json
     from multiseg.cli.evaluation_tables import evaluation_progress, learnt_warnings, print_evaluation
     from multiseg.cli.run_comparison import ComparePlan, compare_command
@@ -156,6 +157,7 @@ def evaluate_command(
             model, store = _model_and_store(models, fuse, cases.store, resolved)
             result = evaluate(model, store, options, resolved, folder, on_case, metrics, overwrite)
     result.save(folder, overwrite)
+    note_command(folder, device, keep=False)
     if as_json:
         print_json({"folder": str(folder), **result.to_json()})
     else:

@@ -107,6 +107,7 @@ def _with_listed_labels(options: TrainOptions) -> TrainOptions:
 
 def train_shown(options: TrainOptions, out: Path, flags: TrainFlags, quiet: bool) -> TrainResult:
     """Train with a progress bar (lines if there is no terminal), and print a summary."""
+    from multiseg.cli.command_note import note_command
     from multiseg.cli.console import messages, progress_bar
     from multiseg.models.saved import model_path, read_info
     from multiseg.training.distributed import is_first_process
@@ -116,13 +117,15 @@ def train_shown(options: TrainOptions, out: Path, flags: TrainFlags, quiet: bool
     is_first = is_first_process()
     console = messages(quiet=not is_first)
 
-    def print_channels(info: ModelInfo) -> None:
+    def begin(info: ModelInfo) -> None:
+        if is_first:
+            note_command(out, options.device)
         if options.start.model:
             console.print(_channels(info), soft_wrap=True)
 
     with progress_bar("train", options.fit.num_steps, "preparing", quiet=not is_first) as bar:
         show = ShownProgress(bar, console, options.fit.num_steps, lines=bar.disable and not quiet)
-        result = train(options, out, flags.overwrite, show.event, print_channels, flags.accept_changes)
+        result = train(options, out, flags.overwrite, show.event, begin, flags.accept_changes)
     if not result.finished:
         console.print(f"Stopped after step {result.step}, saved.", soft_wrap=True)
         return result

@@ -68,6 +68,7 @@ class Evaluation:
         key: identifies the evaluation: model, store and options.
         doubts: what a person should check about the files of another program, by "database/case".
         model: the SHA-256 of the model; "" for files of another program.
+        store: the URL or path of the store that the cases are from.
         scoring: how predictions were scored.
     """
 
@@ -83,6 +84,7 @@ class Evaluation:
     doubts: Mapping[str, str] = field(default_factory=dict)
     model: str = ""
     scoring: ScoringOptions = ScoringOptions()
+    store: str = ""
 
     def __repr__(self) -> str:
         num = len(self.cases[["database", "case"]].drop_duplicates())
@@ -157,6 +159,7 @@ class Evaluation:
             "unlisted": dict(self.unlisted),
             **({"doubts": dict(self.doubts)} if self.doubts else {}),
             "key": self.key,
+            "store": self.store,
             **({"model": self.model} if self.model else {}),
             "summary": rows,
         }

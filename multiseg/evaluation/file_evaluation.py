@@ -143,6 +143,7 @@ def evaluate_files(
         key=key,
         doubts=doubts,
         scoring=options.scoring,
+        store=store.url,
     )
 
 

@@ -112,6 +112,7 @@ def evaluate(
         key=done.key,
         model=digest,
         scoring=options.scoring,
+        store=place,
     )
 
 

@@ -241,7 +241,7 @@ def _draw_value(
 
 
 def _draw_slice(axes: Axes, panel: CasePanel, image: Image, view: _View) -> None:
-    grey = _as_seen(_windowed(image)[:, :, view.k], view)
+    grey = _as_seen(grey_window(image)[:, :, view.k], view)
     axes.imshow(grey, cmap="gray", vmin=0, vmax=1, origin="lower", interpolation="bicubic")
     # The prediction is thinner and on top, so that both colours are visible when the outlines agree.
     for mask, colour, points in ((panel.truth, TRUTH_COLOUR, 2.2), (panel.predicted, PREDICTION_COLOUR, 1.1)):
@@ -260,7 +260,7 @@ def _finish(axes: Axes, panel: CasePanel) -> None:
 
 def _draw_parcels(axes: Axes, panel: CasePanel, name: str, view: _View, colours: Mapping[str, str]) -> None:
     """Draw the structures of an annotation in colour over the first sequence."""
-    grey = _as_seen(_windowed(next(iter(panel.images.values())))[:, :, view.k], view)
+    grey = _as_seen(grey_window(next(iter(panel.images.values())))[:, :, view.k], view)
     axes.imshow(grey, cmap="gray", vmin=0, vmax=1, origin="lower", interpolation="bicubic")
     parcels = panel.parcels[name]
     table = np.zeros((256, 4))
@@ -304,7 +304,7 @@ def _as_seen(plane: Shaped[np.ndarray, "i j"], view: _View) -> Plane:
     return seen
 
 
-def _windowed(image: Image) -> Image:
+def grey_window(image: Image) -> Image:
     """Grey values from 0 to 1. Zeros are background and stay black, also in images with negative values."""
     values = image.astype(np.float32)
     inside = np.isfinite(values) & (values != 0)

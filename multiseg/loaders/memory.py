@@ -93,9 +93,14 @@ def _reserve(file: int, num_bytes: int) -> None:
             raise
 
 
+def total_memory() -> int:
+    """The memory of the machine in bytes, or of the container or job if that is less."""
+    return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *_limits(Path("/"))])
+
+
 def check_there_is(num_bytes: int) -> None:
     """Raises ResourceError for more memory than the machine has: the system would end the process instead."""
-    total = min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *_limits(Path("/"))])
+    total = total_memory()
     if num_bytes > total:
         raise ResourceError(
             f"the patches read ahead and the cache need {num_bytes / 2**30:.1f} GiB, but this machine has "

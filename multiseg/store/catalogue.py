@@ -35,7 +35,8 @@ def select(
     >>> select(open_store("brain.zarr"), modalities=["FLAIR"], split="train", participants=older)
 
     Args:
-        databases, modalities: one name or several; a case has at least these sequences.
+        databases: one name or several.
+        modalities: one name or several; a case has at least these sequences.
         participants: by column, the wanted value, or a function that returns whether a value is wanted. A case
             without the column, or without a value in it, is not selected. Among the cases that meet the other
             conditions, a column must hold only numbers or only texts.

@@ -33,6 +33,8 @@ class FitOptions:
     """How long and how to train.
 
     Attributes:
+        num_steps: optimiser steps in all.
+        learning_rate: of the optimiser at the start.
         objective: a name in `multiseg.training.objectives.OBJECTIVES`, such as "dice+bce" (Dice of each sample) or
             "ace", or your own as module:name.
         class_weights: of the classes in its cross entropy: "none" or "inverse-root", see `class_weights.py`.
@@ -52,6 +54,7 @@ class FitOptions:
         deterministic: use deterministic operations where they exist; see numerics.py.
         clip_norm: gradients are scaled down to this norm; 0 leaves them.
         validate_every: steps between validations.
+        validation_cases: the most cases of each database that a validation takes.
         save_minutes: minutes between saves of the state to resume from.
         max_bad_steps: steps in a row with a non-finite loss or gradient before training gives up. Overflows
             with which fp16 finds its scale do not count.

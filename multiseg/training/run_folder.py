@@ -12,6 +12,7 @@ from typing import Any
 
 import tomli_w
 
+from multiseg.commands_log import COMMANDS
 from multiseg.errors import UsageError
 from multiseg.files import check_folder, lock_folder, write_atomically
 from multiseg.loaders.augment import AugmentOptions
@@ -29,7 +30,7 @@ from multiseg.training.start import StartOptions
 from multiseg.training.trackers import TrackOptions
 
 RUN_FILE, LOG, TENSORBOARD, LOCK = "run.toml", "log.jsonl", "tensorboard", ".lock"
-FILES = (BEST, LAST, RESUME, LOG, RUN_FILE, DATA)
+FILES = (BEST, LAST, RESUME, LOG, RUN_FILE, DATA, COMMANDS)
 READING = ("workers", "start", "ahead", "cache", "checksums", "on_death", "disk_cache", "disk_budget")
 COMPUTING = ("save_minutes", "channels_last", "compile", "deterministic")
 FREE = frozenset(
@@ -55,6 +56,8 @@ class ModelOptions:
     Attributes:
         builder, norm: see `multiseg.models.builders.NETWORKS` and `multiseg.models.blocks.NORMS`; your own network as
             module:name.
+        widths: channels of each level, from the highest resolution down; their number is the depth.
+        dropout: probability with which a value of the features is set to 0 in training.
         numbers: keyword arguments of your own network; networks of multiseg take widths, dropout and norm instead.
     """
 
@@ -70,6 +73,7 @@ class TrainOptions:
     """All settings of one training.
 
     Attributes:
+        store: path or URL.
         databases: names in the store; empty takes all.
         labels: what the model segments: "lesion" stands for every lesion, "tissue:NAME" for a tissue, "pathology:NAME"
             for every lesion in databases of a pathology; or one of `multiseg.labels.WORDS`, such as "tissues+lesion",
@@ -77,6 +81,7 @@ class TrainOptions:
         hide: annotations and sequences, as "DATABASE/NAME", that training and validation do not read; `evaluate` does.
         rest: how voxels of lesion structures that are not in `labels` count: "background" or "ignore"; "" refuses them.
         start: the model to fine-tune, if any; it then sets `labels` and `model`.
+        device: "auto" (CUDA if there is any), "cpu", "cuda" or "cuda:N".
         seed: of weights and dropout, and of draws and augmentation unless these have a seed of their own.
         stage: the part of a two_branch network that learns, see `multiseg.training.stages`; "" for the whole network.
             The labels may then name structures of any database of the store, since other stages learn them.

@@ -38,12 +38,12 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.sta
 ENVIRONMENT["OMP_NUM_THREADS"] = "1"
 
 
-def until(seconds: float, what: str, is_so: Callable[[], Any]) -> Any:
+def until(seconds: float, what: str, is_so: Callable[[], Any], pause_s: float = 0.2) -> Any:
     """Wait until it is so; what it came to."""
     end = time.monotonic() + seconds
     while not (found := is_so()):
         assert time.monotonic() < end, f"waited {seconds:.0f} s for: {what}"
-        time.sleep(0.02)
+        time.sleep(pause_s)
     return found
 
 

@@ -72,7 +72,7 @@ class Broken:
                     held[name] = pid
             return len(held) == len(executors)
 
-        until(60, "all sites train", are_held)
+        until(60, "all sites train", are_held, pause_s=0.01)
         return held
 
     def ends_as_if_nothing_had_happened(self, tmp_path: Path, seconds: float = 500) -> None:
@@ -109,7 +109,7 @@ def test_one_thing_after_the_other(site_stores: dict[str, str], tmp_path: Path) 
     """A node and a training in round 2, a slow site and one that is left in round 3, the server app in round 4."""
     with deployment(tmp_path / "stand", {name: site_stores[name] for name in ("alder", "birch")}) as stand:
         alder, birch = stand.sites["alder"], stand.sites["birch"]
-        broken = Broken(stand, "a node and a training, a site and a slow one, the server app", rounds=4, steps=20)
+        broken = Broken(stand, "a node and a training, a site and a slow one, the server app", rounds=4, steps=8)
         held = broken.hold_all()
         os.kill(birch.part("flower-supernode"), signal.SIGKILL)
         os.kill(held["alder"], signal.SIGKILL)

@@ -160,9 +160,9 @@ def test_each_sites_model_is_tested_at_every_site(plain: Path) -> None:
     mean = sum(weights[site] * model for site, model in models.items()) / sum(weights.values())
     torch.testing.assert_close(mean, load_weights(plain / "last.safetensors")["decoder.0.reduce.weight"])
     assert not torch.equal(models["alder"], models["birch"])
-    columns, rows, _ = cross_table(saved["final"])
-    assert columns == ["model of", "at alder", "at birch", "at dogwood"]
-    assert [row[0] for row in rows] == [*OPTIONS.sites, "all (best joint model)"]
+    table = cross_table(saved["final"])
+    assert table.columns == ["model of", "at alder", "at birch", "at dogwood"]
+    assert [row[0] for row in table.rows] == [*OPTIONS.sites, "all (best joint model)"]
     assert "From site to site" in page(summary(plain))
 
 

@@ -29,6 +29,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("multiseg", "tests", "docs", "deploy", "benchmarks", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE",
+          "AGENTS.md", "ARCHITECTURE.md", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md", "mkdocs.yml",
           "Makefile", "constraints.txt", "requirements-site.txt", ".ci")  # fmt: skip
 MOST_FILES = 10
 """Test files that a mutant is tried with first."""

@@ -122,7 +122,7 @@ def report_command(
 
     multiseg fed report centre/runs/joint -o report.html
     """
-    from multiseg.cli.console import messages, print_json, print_table
+    from multiseg.cli.console import messages, print_json, print_page_table
     from multiseg.federation.centre.run_report import cross_table, page, round_table, summary, test_table
     from multiseg.files import check_files, write_atomically
     from multiseg.shown import line
@@ -137,11 +137,11 @@ def report_command(
         print_json(report)
         return 0
     final = report["final"]
-    print_table(f"{run}: Dice of the model at the start of each round", *round_table(report["history"], final))
+    print_page_table(f"{run}: Dice of the model at the start of each round", round_table(report["history"], final))
     if final.get("test"):
-        print_table(f"Test Dice, model of round {report['best']['round']}", *test_table(final["test"]))
+        print_page_table(f"Test Dice, model of round {report['best']['round']}", test_table(final["test"]))
     if final.get("cross"):
-        print_table("Test Dice of each site's model of the last round", *cross_table(final))
+        print_page_table("Test Dice of each site's model of the last round", cross_table(final))
     for event in report["events"]:
         sites = event.get("site") or ", ".join(event.get("sites", ()))
         reason = event.get("reason") or event.get("text", "")

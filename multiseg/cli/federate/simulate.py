@@ -145,7 +145,7 @@ def _simulate_shown(
     options: FederationOptions, stores: Mapping[str, str], out: Path, machine: SimulationMachine, quiet: bool
 ) -> RunResult:
     """Run with a progress bar on a terminal, a line per round, and tables at the end."""
-    from multiseg.cli.console import messages, print_table, progress_bar
+    from multiseg.cli.console import messages, print_page_table, progress_bar
     from multiseg.federation.centre.run_report import cross_table, round_table, test_table
     from multiseg.federation.simulation import simulate
 
@@ -157,10 +157,12 @@ def _simulate_shown(
     if not result.finished:
         console.print(f"Stopped after round {result.round}, saved.", soft_wrap=True)
     elif not quiet:
-        print_table(f"{out}: Dice of the model at the start of each round", *round_table(result.history, result.final))
-        print_table(f"Test Dice, model of round {result.best_round}", *test_table(result.test))
+        print_page_table(
+            f"{out}: Dice of the model at the start of each round", round_table(result.history, result.final)
+        )
+        print_page_table(f"Test Dice, model of round {result.best_round}", test_table(result.test))
         if options.schedule.cross_site:
-            print_table("Test Dice of each site's model of the last round", *cross_table(result.final))
+            print_page_table("Test Dice of each site's model of the last round", cross_table(result.final))
     return result
 
 

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from multiseg.federation.centre.crosswise import CROSS
 from multiseg.federation.centre.experiment_folder import read_fingerprint, read_history
 from multiseg.federation.centre.run_events import clock_time, megabytes, number
 from multiseg.federation.centre.scores import mean, worst
 from multiseg.federation.centre.site_answers import number_of
+from multiseg.pages.page import Section, Table, draw_lines, drawn, render
 from multiseg.training.run_folder import LOG
 
-Table = tuple[list[str], list[list[str]], list[str]]
-"""Columns, rows, and the columns that hold numbers."""
 NOTABLE = ("Refused", "Resent", "Noted", "Waiting", "Left", "WentBack")
 """Events that the report lists."""
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444", "#8c6d31")
-"""Safe for colour-blind readers (Okabe and Ito)."""
 CROSS_NOTE = "The model that each site trained in the last round, on the test cases of every site: mean Dice."
-TEMPLATE = Path(__file__).with_suffix(".html.jinja")
 LIMIT = 200
 """Events that a page shows, the last ones."""
 
@@ -54,7 +45,7 @@ def round_table(history: Sequence[Mapping[str, Any]], final: Mapping[str, Any]) 
     if last:
         scores = [mean(last.values()), worst(last.values()), *(last.get(site, math.nan) for site in sites)]
         rows.append(["end", *map(number, scores), *[""] * (6 if private else 5)])
-    return columns, rows, columns[:-1]
+    return Table(columns, rows, columns[:-1])
 
 
 def _mean_by_site(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
@@ -64,7 +55,7 @@ def _mean_by_site(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 def test_table(test: Mapping[str, Mapping[str, float]]) -> Table:
     """A row for each site and database (and subset) on which the best model was tested."""
     rows = [[site, name, number(number_of(dice))] for site, scores in test.items() for name, dice in scores.items()]
-    return ["site", "database", "Dice"], rows, ["Dice"]
+    return Table(["site", "database", "Dice"], rows, ["Dice"])
 
 
 def cross_table(final: Mapping[str, Any]) -> Table:
@@ -76,7 +67,8 @@ def cross_table(final: Mapping[str, Any]) -> Table:
         [owner, *(number(mean(map(number_of, scores.get(site, {}).values()))) for site in sites)]
         for owner, scores in rows.items()
     ]
-    return ["model of", *(f"at {site}" for site in sites)], table, [f"at {site}" for site in sites]
+    columns = [f"at {site}" for site in sites]
+    return Table(["model of", *columns], table, columns)
 
 
 def site_table(roster: Mapping[str, Any]) -> Table:
@@ -88,7 +80,7 @@ def site_table(roster: Mapping[str, Any]) -> Table:
                 counts = [str(about["num_cases"][split]) for split in ("train", "val", "test")]
                 rows.append([site, kind, name, about["pathology"], " ".join(about["modalities"]), *counts])
     columns = ["site", "role", "database", "pathology", "sequences", "train", "val", "test"]
-    return columns, rows, columns[-3:]
+    return Table(columns, rows, columns[-3:])
 
 
 def summary(folder: Path) -> dict[str, Any]:
@@ -135,17 +127,22 @@ def page(run: Mapping[str, Any]) -> str:
         intro += f" Best on average over the sites is the model after round {best['round']}, with a validation Dice of "
         intro += f"{number(number_of(best['score']))}."
     sections = [
-        _drawn("Dice on validation cases", _dice_plot, run, "Of the model after each round, by site."),
-        _drawn("Loss", _loss_plot, run, "Mean of each site's training in the round."),
-        _drawn("Bytes and time", _traffic_plot, run, "Per round: received from each site, and its working time."),
-        *([_tabled("Test cases", test_table(final["test"]), "The best model.")] if final.get("test") else []),
-        *([_tabled("From site to site", cross_table(final), CROSS_NOTE)] if final.get(CROSS) else []),
-        _tabled("Rounds", round_table(history, final), "Dice is that of the model that the round started from."),
-        _tabled("Sites", site_table(run["roster"]), "Numbers of cases are rounded up by the sites."),
-        _tabled("What happened", _event_table(run["events"]), ""),
+        Section(
+            "Dice on validation cases", [drawn(partial(_dice_plot, run))], "Of the model after each round, by site."
+        ),
+        Section("Loss", [drawn(partial(_loss_plot, run))], "Mean of each site's training in the round."),
+        Section(
+            "Bytes and time",
+            [drawn(partial(_traffic_plot, run))],
+            "Per round: received from each site, and its working time.",
+        ),
+        *([Section("Test cases", [test_table(final["test"])], "The best model.")] if final.get("test") else []),
+        *([Section("From site to site", [cross_table(final)], CROSS_NOTE)] if final.get(CROSS) else []),
+        Section("Rounds", [round_table(history, final)], "Dice is that of the model that the round started from."),
+        Section("Sites", [site_table(run["roster"])], "Numbers of cases are rounded up by the sites."),
+        Section("What happened", [_event_table(run["events"])]),
     ]
-    templates = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined)
-    return templates.get_template(TEMPLATE.name).render(title=title, intro=intro, sections=sections) + "\n"
+    return render(title, intro, sections)
 
 
 def _sites(history: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -158,47 +155,7 @@ def _event_table(events: Sequence[Mapping[str, Any]]) -> Table:
         about = event.get("site") or ", ".join(event.get("sites", ()))
         text = event.get("reason") or event.get("text") or ("" if event.get("sites") else "all sites are online")
         rows.append([event["time"], str(event["round"]), event["event"].lower(), about, text])
-    return ["time", "round", "what", "site", "message"], rows, ["round"]
-
-
-@dataclass(frozen=True)
-class _Section:
-    """A section of the page: a heading, perhaps a sentence, and a drawing or a table.
-
-    Attributes:
-        table: columns, rows, and the class of each column.
-    """
-
-    title: str
-    note: str
-    drawing: Markup = Markup()
-    table: tuple[Sequence[str], Sequence[Sequence[str]], Sequence[str]] = ((), (), ())
-
-
-def _tabled(title: str, table: Table, note: str) -> _Section:
-    columns, rows, right = table
-    classes = ["number" if column in right else "long" if column == "message" else "" for column in columns]
-    return _Section(title, note, table=(columns, rows, classes))
-
-
-def _drawn(title: str, draw: Any, run: Mapping[str, Any], note: str) -> _Section:
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    draw(figure, run)
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    svg = text.getvalue()[text.getvalue().index("<svg") :]
-    return _Section(title, note, drawing=Markup(svg))  # noqa: S704 (matplotlib escapes names itself)
-
-
-def _lines(axes: Axes, curves: Mapping[str, Sequence[tuple[float, float]]], label: str) -> None:
-    """One line per site; integer rounds on the horizontal axis."""
-    for index, (site, points) in enumerate(curves.items()):
-        axes.plot(*zip(*points, strict=True), marker="o", ms=3, color=COLOURS[index % len(COLOURS)], label=site)
-    axes.set_ylabel(label)
-    axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    return Table(["time", "round", "what", "site", "message"], rows, ["round"], long=["message"])
 
 
 def _curves(run: Mapping[str, Any], name: str, shift: int = 0) -> dict[str, list[tuple[float, float]]]:
@@ -209,7 +166,7 @@ def _curves(run: Mapping[str, Any], name: str, shift: int = 0) -> dict[str, list
     return {site: points for site, points in curves.items() if points}
 
 
-def _dice_plot(figure: Figure, run: Mapping[str, Any]) -> None:
+def _dice_plot(run: Mapping[str, Any], figure: Figure) -> None:
     """Round r evaluated the model after r - 1 rounds; the last model was evaluated at the end."""
     axes = figure.add_subplot()
     curves = _curves(run, "dice", shift=-1)
@@ -219,7 +176,7 @@ def _dice_plot(figure: Figure, run: Mapping[str, Any]) -> None:
         curves.setdefault(site, []).append((float(run["round"]), dice))
     if last:
         means.append((float(run["round"]), mean(last.values())))
-    _lines(axes, curves, "Dice")
+    draw_lines(axes, curves, "Dice", "round")
     axes.plot(*zip(*means, strict=True), color="black", lw=2, label="mean over sites")
     axes.set_ylim(0, 1)
     if run["best"]["round"] >= 0:
@@ -227,16 +184,17 @@ def _dice_plot(figure: Figure, run: Mapping[str, Any]) -> None:
     figure.legend(loc="outside right upper", frameon=False)
 
 
-def _loss_plot(figure: Figure, run: Mapping[str, Any]) -> None:
-    _lines(figure.add_subplot(), _curves(run, "loss"), "loss")
+def _loss_plot(run: Mapping[str, Any], figure: Figure) -> None:
+    draw_lines(figure.add_subplot(), _curves(run, "loss"), "loss", "round")
     figure.legend(loc="outside right upper", frameon=False)
 
 
-def _traffic_plot(figure: Figure, run: Mapping[str, Any]) -> None:
+def _traffic_plot(run: Mapping[str, Any], figure: Figure) -> None:
     left, right = figure.subplots(1, 2)
     received = _curves(run, "received")
-    _lines(left, {site: [(x, size / 1e6) for x, size in points] for site, points in received.items()}, "MB received")
-    _lines(right, _curves(run, "seconds"), "seconds of work")
+    megabytes_of = {site: [(x, size / 1e6) for x, size in points] for site, points in received.items()}
+    draw_lines(left, megabytes_of, "MB received", "round")
+    draw_lines(right, _curves(run, "seconds"), "seconds of work", "round")
     for axes in (left, right):
         axes.margins(y=0.1)
         axes.set_ylim(bottom=0)

@@ -1,0 +1,1 @@
+"""Reports on trainings: what a run's folder holds, as one page."""

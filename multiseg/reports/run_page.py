@@ -1,0 +1,252 @@
+"""The page of one run, or of several side by side: how they learnt, what they reach, and the cases to look at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from multiseg.errors import UsageError, few
+from multiseg.models.learnt_scans import NOT_LEARNT, TRAIN, VAL
+from multiseg.pages.page import (
+    Drawing,
+    HeatCell,
+    HeatMap,
+    Points,
+    Section,
+    Table,
+    Text,
+    draw_lines,
+    drawn,
+    render,
+)
+from multiseg.reports.picked_cases import picked_cases
+from multiseg.reports.run_doubts import doubts
+from multiseg.reports.run_record import EvaluationRecord, RunRecord
+
+MOST_POINTS = 400
+"""Of a curve: more steps are averaged in groups."""
+
+
+def run_page(runs: Sequence[RunRecord], device: str = "cpu", with_cases: bool = True) -> str:
+    """The HTML page of runs; the first one's evaluation chooses the cases that are drawn.
+
+    Args:
+        with_cases: whether cases are drawn, for which their store is read and the models answer again.
+    """
+    names = ", ".join(run.name for run in runs)
+    sections = [
+        Section("In short", [_facts(runs)]),
+        Section("Training", _curves(runs), "Loss of the training, and Dice of the cases that choose the best model."),
+        Section("What it learnt from", [_data(run, runs) for run in runs]),
+        Section("Evaluation", _evaluations(runs), _evaluation_note(runs)),
+        *([picked_cases(runs, device)] if with_cases and any(run.evaluations for run in runs) else []),
+        Section("What to look at", [doubts(runs)]),
+        Section("How it was made", _making(runs)),
+    ]
+    return render(f"Training {names}" if len(runs) == 1 else f"Trainings {names}", _intro(runs), sections)
+
+
+def _intro(runs: Sequence[RunRecord]) -> str:
+    info = runs[0].info
+    structures = few(info.space.names)
+    text = f"{info.builder} segments {structures} from any set of {', '.join(info.axis)}."
+    return text if len(runs) == 1 else f"{len(runs)} trainings side by side. Of the first: {text}"
+
+
+def _facts(runs: Sequence[RunRecord]) -> Table:
+    """A row for each property, a column for each run."""
+    rows: dict[str, Callable[[RunRecord], str]] = {
+        "network": lambda run: run.info.builder,
+        "sequences": lambda run: ", ".join(run.info.axis),
+        "structures": lambda run: few(run.info.space.names),
+        "voxels": lambda run: " x ".join(f"{length:g}" for length in run.info.spacing_mm) + " mm",
+        "steps": lambda run: str(run.steps[-1]["step"] if run.steps else run.info.step),
+        "best model": _best,
+        "training cases": lambda run: str(sum(count["train"] for count in run.num_cases.values())),
+        "fine-tuned from": lambda run: (
+            str(run.info.ancestry[-1].get("run", "another model")) if run.info.ancestry else "-"
+        ),
+        "licence": lambda run: run.info.licence or "-",
+    }
+    columns = ["", *(run.name for run in runs)]
+    return Table(columns, [[name, *map(text, runs)] for name, text in rows.items()], long=columns[1:])
+
+
+def _best(run: RunRecord) -> str:
+    best = [event for event in run.validations if event["is_best"]]
+    if not best:
+        return f"of step {run.info.step}"
+    return f"of step {best[-1]['step']}, validation Dice {_number(best[-1]['score'])}"
+
+
+def _curves(runs: Sequence[RunRecord]) -> list[Drawing]:
+    losses = {run.name: _thinned([(event["step"], event["loss"]) for event in run.steps]) for run in runs}
+    drawings = [drawn(partial(_draw, {name: points for name, points in losses.items() if points}, "loss", False))]
+    scores = {
+        f"{kind}{f', {run.name}' if len(runs) > 1 else ''}": points
+        for run in runs
+        for kind, points in _series(run, "kinds").items()
+    }
+    if scores:
+        drawings.append(drawn(partial(_draw, scores, "Dice", True), "Lesions and tissues"))
+    for run in runs:
+        if parts := _series(run, "parts"):
+            heading = "Databases" + (f": {run.name}" if len(runs) > 1 else "")
+            drawings.append(drawn(partial(_draw, parts, "Dice", True), heading))
+    return [drawing for drawing in drawings if drawing]
+
+
+def _series(run: RunRecord, field: str) -> dict[str, list[tuple[float, float]]]:
+    """The validations of a run by database or by kind of structure."""
+    names = dict.fromkeys(name for event in run.validations for name in event.get(field) or {})
+    series = {
+        name: [(float(event["step"]), _value(event[field].get(name))) for event in run.validations if event.get(field)]
+        for name in names
+    }
+    finite = {name: [point for point in points if math.isfinite(point[1])] for name, points in series.items()}
+    return {name: points for name, points in finite.items() if points}
+
+
+def _draw(curves: Mapping[str, Points], label: str, is_share: bool, figure: Figure) -> None:
+    axes = figure.add_subplot()
+    draw_lines(axes, curves, label, "step", marker="o" if is_share else "")
+    axes.set_xlim(left=0)
+    if is_share:
+        axes.set_ylim(0, 1)
+    if len(curves) > 1 or is_share:
+        figure.legend(loc="outside right upper", frameon=False)
+
+
+def _thinned(points: Sequence[tuple[float, Any]]) -> list[tuple[float, float]]:
+    """At most `MOST_POINTS`, each the mean of a group; values that are not finite are left out."""
+    finite = [(float(step), _value(value)) for step, value in points]
+    finite = [point for point in finite if math.isfinite(point[1])]
+    size = max(1, -(-len(finite) // MOST_POINTS))
+    groups = [finite[start : start + size] for start in range(0, len(finite), size)]
+    return [(group[-1][0], float(np.mean([value for _, value in group]))) for group in groups]
+
+
+def _data(run: RunRecord, runs: Sequence[RunRecord]) -> Table:
+    rows = []
+    for name, about in run.info.databases.items():
+        sequences = [sequence for sequence in run.info.axis if name in run.info.trained_on.get(sequence, ())]
+        counts = run.num_cases.get(name, {})
+        numbers = [str(counts.get(split, "-")) for split in ("train", "val")]
+        licence = str(about.get("licence") or "not stated")
+        rows.append([name, str(about.get("pathology", "")), " ".join(sequences), *numbers, licence])
+    columns = ["database", "pathology", "sequences", "training cases", "validation cases", "licence"]
+    return Table(columns, rows, columns[3:5], long=["licence"], heading=run.name if len(runs) > 1 else "")
+
+
+def _evaluations(runs: Sequence[RunRecord]) -> list[HeatMap | Table | Text]:
+    if not any(run.evaluations for run in runs):
+        return [Text("\n".join(f"multiseg evaluate {run.folder}" for run in runs))]
+    parts: list[HeatMap | Table | Text] = []
+    for run in runs:
+        for evaluation in run.evaluations:
+            heading = evaluation.name if len(runs) == 1 else f"{run.name}: {evaluation.name}"
+            parts += [*_heat_maps(evaluation, heading), _means(evaluation, heading)]
+    return [_compared(runs), *parts] if len(runs) > 1 else parts
+
+
+def _evaluation_note(runs: Sequence[RunRecord]) -> str:
+    if not any(run.evaluations for run in runs):
+        return "Nothing is evaluated yet. This command measures held-out cases; make the report again after it."
+    return (
+        "Heat maps: mean Dice by database (across) and set of sequences that the model got (down). An empty field has "
+        "no case. Only cases that the model has not learnt from count, unless a heading says otherwise."
+    )
+
+
+def _heat_maps(evaluation: EvaluationRecord, heading: str) -> list[HeatMap]:
+    maps = []
+    summary = evaluation.summary
+    for learnt in sorted(summary["learnt"].unique()):  # "", the held-out cases, comes first
+        for kind, rows in _by_kind(summary[summary["learnt"] == learnt]):
+            means = rows.groupby(["modalities", "database"])["dice"].mean()
+            databases = list(dict.fromkeys(rows["database"]))
+            subsets = sorted(set(rows["modalities"]), key=lambda name: (name.count("+"), name))
+            cells = [
+                (subset, [HeatCell.of(float(means.get((subset, database), math.nan))) for database in databases])
+                for subset in subsets
+            ]
+            if means.notna().any():
+                maps.append(HeatMap("sequences", databases, cells, ", ".join([heading, *kind, *_titled(str(learnt))])))
+    return maps
+
+
+def _titled(learnt: str) -> list[str]:
+    """What a heading says of cases that are not held out."""
+    uses = {TRAIN: "cases that it was TRAINED ON", VAL: "cases that CHOSE the model (validation)"}
+    return [] if learnt == NOT_LEARNT else [uses.get(learnt, f"use in training: {learnt}")]
+
+
+def _by_kind(rows: pd.DataFrame) -> list[tuple[list[str], pd.DataFrame]]:
+    """The rows of lesions and of tissues, if there are both."""
+    is_tissue = rows["label"].str.startswith("tissue:")
+    if is_tissue.all() or not is_tissue.any():
+        return [([], rows)]
+    return [(["lesions"], rows[~is_tissue]), (["tissues"], rows[is_tissue])]
+
+
+def _means(evaluation: EvaluationRecord, heading: str) -> Table:
+    """The means of each database and structure over its largest set of sequences."""
+    wanted = {
+        "cases": "num_cases", "Dice": "dice", "SD": "dice_sd", "sensitivity": "sensitivity", "precision": "precision",
+        "HD95 mm": "hd95_mm", "lesion F1": "lesion_f1", "missed": "num_missed", "false alarms": "num_false_alarms",
+    }  # fmt: skip
+    found = {title: name for title, name in wanted.items() if name in evaluation.summary}
+    rows = []
+    for (database, label, learnt), group in evaluation.summary.groupby(["database", "label", "learnt"], sort=False):
+        most = group.iloc[int(group["modalities"].str.count(r"\+").to_numpy().argmax())]
+        cells = [_number(most[name], whole=name.startswith("num_")) for name in found.values()]
+        rows.append([str(database), str(label), str(most["modalities"]), str(learnt) or "held out", *cells])
+    columns = ["database", "structure", "sequences", "use in training", *found]
+    return Table(columns, rows, list(found), heading=f"{heading}: means with the largest set of sequences")
+
+
+def _compared(runs: Sequence[RunRecord]) -> Table:
+    """The mean Dice of each database and structure over all sets of sequences, side by side."""
+    first = {run.name: run.evaluations[0].summary for run in runs if run.evaluations}
+    held_out = {name: rows[rows["learnt"] == NOT_LEARNT] for name, rows in first.items()}
+    means = {name: rows.groupby(["database", "label"])["dice"].mean() for name, rows in held_out.items()}
+    keys = dict.fromkeys(key for values in means.values() for key in values.index)
+    rows = [[*key, *(_number(values.get(key, math.nan)) for values in means.values())] for key in keys]
+    heading = (
+        "Side by side: mean Dice over all sets of sequences (for tests of the difference: multiseg evaluate --compare)"
+    )
+    return Table(["database", "structure", *means], rows, list(means), heading=heading)
+
+
+def _making(runs: Sequence[RunRecord]) -> list[Table | Text]:
+    parts: list[Table | Text] = []
+    for run in runs:
+        heading = f"{run.name}: " if len(runs) > 1 else ""
+        columns = ["time", "command", "device", "multiseg", "torch", "python", "system"]
+        rows = [[entry.get(column, "") for column in columns] for entry in run.commands]
+        parts.append(Table(columns, rows, long=["command", "system"], heading=f"{heading}commands"))
+        parts.append(Text(run.settings, f"{heading}every setting (run.toml)"))
+    return parts
+
+
+def _value(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _number(value: Any, whole: bool = False) -> str:
+    number = _value(value)
+    return "-" if math.isnan(number) else f"{number:.0f}" if whole else f"{number:.3f}"
+
+
+def check_runs(folders: Sequence[Path]) -> None:
+    """Raises UsageError if a folder is named twice, or two have one name, which would be their name on the page."""
+    names = [folder.resolve().name for folder in folders]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"several runs are named {twice[0]}: the page could not tell them apart. Rename a folder.")
