@@ -87,8 +87,8 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "export": export_command,
     "pack": pack_command,
     "bids": bids_command,
-    "predict": predict_command,
     "brain-mask": brain_mask_command,
+    "predict": predict_command,
     "experiment": experiment_command,
     "import-weights": import_weights_command,
 }
