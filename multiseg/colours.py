@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import colorsys
 
+TRUTH_COLOUR = "#19d3f3"
+PREDICTION_COLOUR = "#ff7a1a"
 PALETTE = (
     "#4daf4a",
     "#e7b416",

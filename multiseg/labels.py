@@ -18,6 +18,17 @@ IGNORE = 255
 """The code of voxels that losses and metrics ignore."""
 BACKGROUND = "background"
 KINDS = ("lesion", "tissue")
+CORRECTED = "corrected"
+"""The annotation of masks that a rater has corrected; those of an annotation NAME are "corrected-NAME"."""
+
+
+def is_correction(annotation: str) -> bool:
+    """Whether an annotation of this name holds corrected masks, which are read instead of the others.
+
+    >>> is_correction("corrected"), is_correction("corrected-tissue"), is_correction("lesion")
+    (True, True, False)
+    """
+    return annotation.partition("-")[0] == CORRECTED
 
 
 @dataclass(frozen=True)
@@ -309,18 +320,26 @@ class LabelSpace:
         """How the annotations of a case (`annotated`, in the order of the schemas) become targets.
 
         Each structure is read from the first annotation of the case that has it, so a second rater never overrides
-        the first. Lesions override tissue; voxels that `rest` ignores override tissue, but not listed lesions.
+        the first. Where the case has a correction (see `is_correction`), the kinds of structures in it are read from
+        corrections alone. Lesions override tissue; voxels that `rest` ignores override tissue, but not listed lesions.
         """
         tables: dict[int, UInt8[np.ndarray, 256]] = {}
         is_annotated = np.zeros(len(self.labels), dtype=bool)
         taken: set[tuple[str, str]] = set()
-        for position, schema in enumerate(schemas.values()):
+        corrected_kinds = {
+            structure.kind
+            for (name, schema), has_it in zip(schemas.items(), annotated, strict=True)
+            if has_it and is_correction(name)
+            for structure in schema.structures
+        }
+        for position, (name, schema) in enumerate(schemas.items()):
             if not annotated[position]:
                 continue
             table = np.zeros(256, dtype=np.uint8)
             for code, structure in enumerate(schema.structures, start=1):
                 index = self.index_of(structure, pathology)
-                if (structure.name, structure.kind) in taken:
+                is_replaced = structure.kind in corrected_kinds and not is_correction(name)
+                if is_replaced or (structure.name, structure.kind) in taken:
                     continue
                 if index is not None:
                     table[code] = index

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ from multiseg.cli.source_flags import (
     PreparationFlags,
     SourceFlags,
     WorkerFlags,
+    check_no_source,
     confirmed_databases,
     file_option,
     pair,
@@ -27,13 +29,32 @@ if TYPE_CHECKING:
     from multiseg.store.ingest.ingestion import IngestReport
     from multiseg.store.sources.source_types import DatabaseFiles
 
+correction_option = partial(typer.Option, rich_help_panel="Corrected masks instead of scans")
 store_option = partial(typer.Option, rich_help_panel="The store")
 
 
+@dataclass(frozen=True)
+class CorrectionFlags:
+    """Masks that a rater has corrected."""
+
+    corrected: Annotated[
+        Path | None,
+        correction_option(help="Take corrected masks from this folder, which predict or info --write wrote."),
+    ] = None
+    rater: Annotated[str, correction_option(help="Who corrected the masks.")] = ""
+    case: Annotated[
+        str, correction_option(help="The case, DATABASE/CASE, if the folder is that of one case (info --write).")
+    ] = ""
+
+
 def ingest_command(
-    source: Annotated[Path, typer.Argument(help="A folder of scans, or a table or manifest (.csv, .toml, .json).")],
-    store: StoreUrl,
+    context: typer.Context,
+    source: Annotated[
+        Path | None, typer.Argument(help="A folder of scans, or a table or manifest (.csv, .toml, .json).")
+    ] = None,
     *,
+    store: StoreUrl,
+    corrections: CorrectionFlags,
     database: Annotated[str, file_option(help="Name of the database (default: the folder's).")] = "",
     pathology: Annotated[str, file_option(help='Disease of the patients, such as "multiple sclerosis".')] = "",
     source_flags: SourceFlags,
@@ -76,7 +97,18 @@ def ingest_command(
     multiseg ingest manifest.toml --store s3://bucket/brain.zarr --spacing 2
 
     multiseg ingest data/healthy --store brain.zarr --template T1.nii.gz --template-mask brainmask.nii.gz
+
+    multiseg ingest --corrected predicted --rater "A. Reader" --store brain.zarr
     """
+    if corrections.corrected is not None:
+        if source is not None:
+            raise UsageError(f"give either {source} or --corrected {corrections.corrected}, not both.")
+        check_no_source(context, f"--corrected {corrections.corrected} takes masks alone", but=("--database",))
+        return _ingest_corrected(store, corrections, database, replace, dry_run, as_json)
+    if source is None:
+        raise UsageError("name the source: a folder of scans, a table or a manifest; or corrected masks: --corrected.")
+    if corrections != CorrectionFlags():
+        raise UsageError("--rater and --case belong to --corrected: leave them out.")
     databases = confirmed_databases(source, source_flags.options(database, pathology), as_json)
     options = preparation_flags.options(
         codec=codec, replace=replace, redo=tuple(redo or ()), seed=seed, **_split(split),
@@ -86,6 +118,30 @@ def ingest_command(
     if dry_run:
         return _forecast(databases, store, options, as_json)
     return _ingest(databases, store, options, as_json)
+
+
+def _ingest_corrected(
+    store: str, flags: CorrectionFlags, database: str, replace: bool, dry_run: bool, as_json: bool
+) -> int:
+    """Take corrected masks into the store."""
+    from multiseg.cli.console import output, print_findings, print_json
+    from multiseg.evaluation.corrected_masks import find_corrections
+    from multiseg.store.ingest.corrections import CorrectionOptions, ingest_corrections
+
+    assert flags.corrected is not None
+    options = CorrectionOptions(flags.rater, replace=replace)
+    found, report = find_corrections(flags.corrected, store, database, flags.case)
+    report = ingest_corrections(store, found, options, report, dry_run)
+    outcomes = {name: getattr(report, name) for name in ("written", "unchanged", "failed")}
+    if as_json:
+        print_json({**outcomes, "findings": [finding.to_json() for finding in report.findings]})
+    else:
+        print_findings(report.findings)
+        counts = ", ".join(f"{len(names)} {name}" for name, names in outcomes.items())
+        output().print(f"{'Would be: ' if dry_run else ''}{counts}", soft_wrap=True, markup=False)
+    if not report.failed:
+        return 0 if report.written or report.unchanged else 4
+    return 4 if report.written or report.unchanged else 3
 
 
 def _split(text: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -163,8 +163,12 @@ class WorkerFlags:
         return Workers(num, self.scheduler, None if is_remote and self.memory == "auto" else size)
 
 
-def check_no_source(context: typer.Context, store: str) -> None:
-    """Check that no flag is given that only reads a source, since the path is a store.
+def check_no_source(context: typer.Context, place: str, but: Sequence[str] = ()) -> None:
+    """Check that no flag is given that only reads a source, since a store or corrected masks are read.
+
+    Args:
+        place: what is read instead, such as "brain.zarr is a store".
+        but: flags that mean something there, too.
 
     Raises:
         UsageError: such a flag is given, and would be ignored.
@@ -173,10 +177,11 @@ def check_no_source(context: typer.Context, store: str) -> None:
         option.opts[0] for option in context.command.params
         if getattr(option, "rich_help_panel", None) in (SOURCE_PANEL, PREPARATION_PANEL)
         and context.get_parameter_source(option.name or "") is not ParameterSource.DEFAULT
+        and option.opts[0] not in but
     ]  # fmt: skip
     if ignored:
         raise UsageError(
-            f"{store} is a store; {', '.join(ignored)} can only be used with a source. Leave it out or name the source."
+            f"{place}; {', '.join(ignored)} can only be used with a source. Leave it out or name the source."
         )
 
 

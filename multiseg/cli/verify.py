@@ -52,7 +52,7 @@ def verify_command(
         raise UsageError(f"there is no store or source at {path}. Check the path.")
     cases: list[CaseReport] | None = None
     if is_like_a_store(path):
-        check_no_source(context, path)
+        check_no_source(context, f"{path} is a store")
         num_workers = worker_flags.options([]).num
         with case_counter("verify") as on_case:
             findings = verify_store(path, on_case, num_workers)

@@ -19,7 +19,7 @@ from multiseg.allocator import keep_memory
 from multiseg.errors import DataError, MultisegError, ResourceError
 from multiseg.evaluation.bids_output import sidecars, write_description, write_sidecars
 from multiseg.evaluation.cohort_cases import Cohort, CohortCase
-from multiseg.evaluation.cohort_records import CaseRecord, CohortFolder, key_of_run
+from multiseg.evaluation.cohort_records import CaseRecord, CohortFolder, digest_of_stored, key_of_run
 from multiseg.evaluation.prediction import Outputs, Prediction, predict_case, predict_stored
 from multiseg.evaluation.prediction_inputs import PredictOptions
 from multiseg.evaluation.preparation import MODEL_RULE
@@ -264,13 +264,11 @@ def _digest_of_sources(case: CohortCase, run: _Run) -> str:
     """A digest of all that a case's segmentation depends on, beside the run's key."""
     if case.files is None:
         stored = _store(case.store, run.call)[case.database]
-        one = stored[case.case]
-        identity = [one.source_sha256, stored.recipe.to_json(), one.grid.affine.tolist(), list(one.modalities)]
-    else:
-        files = replace(case.files, labels={})
-        with one_case(files.case, files.paths):
-            identity = [case.brain_mask, {role: sha256_of(file) for role, file in files.by_role.items()}]
-        identity += [run.brain] if case.brain_mask == MODEL_RULE else []
+        return digest_of_stored(stored, stored[case.case])
+    files = replace(case.files, labels={})
+    with one_case(files.case, files.paths):
+        identity = [case.brain_mask, {role: sha256_of(file) for role, file in files.by_role.items()}]
+    identity += [run.brain] if case.brain_mask == MODEL_RULE else []
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 

@@ -17,6 +17,7 @@ from multiseg.files import check_folder, is_read_only, lock_folder, write_atomic
 from multiseg.flushing import make_folder
 from multiseg.shown import cell
 from multiseg.store.findings import Doubt, Severity
+from multiseg.store.reader import Case, Database
 
 RECORDS = ".multiseg"
 DIGITS = 6
@@ -198,6 +199,12 @@ def case_rows(record: CaseRecord) -> Iterator[dict[str, Any]]:
     }
     for row in record.structures:
         yield {**common, **asdict(row)}
+
+
+def digest_of_stored(database: Database, case: Case) -> str:
+    """A digest of all that the segmentation of a stored case depends on, beside the run."""
+    identity = [case.source_sha256, database.recipe.to_json(), case.grid.affine.tolist(), list(case.modalities)]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
 def key_of_run(identity: Any) -> str:

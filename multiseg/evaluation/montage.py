@@ -21,7 +21,7 @@ from matplotlib.patches import Patch
 from matplotlib.textpath import text_to_path
 from scipy import ndimage
 
-from multiseg.colours import colour_of
+from multiseg.colours import PREDICTION_COLOUR, TRUTH_COLOUR, colour_of
 from multiseg.errors import UsageError
 from multiseg.evaluation.case_panel import PNG, CasePanel, Image, Parcels
 from multiseg.files import check_files, write_atomically
@@ -29,8 +29,6 @@ from multiseg.modalities import in_canonical_order
 
 Plane: TypeAlias = Shaped[np.ndarray, "row column"]
 
-TRUTH_COLOUR = "#19d3f3"
-PREDICTION_COLOUR = "#ff7a1a"
 _PAGE, _CELL, _EMPTY_CELL = "#121418", "#000000", "#1a1d23"
 _BRIGHT, _SOFT, _FAINT = "#f2f4f8", "#b4bac6", "#737c8c"
 _CONVENTION = (

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from scipy import ndimage
 
-from multiseg.colours import colour_of
-from multiseg.evaluation.montage import PREDICTION_COLOUR, TRUTH_COLOUR, grey_window
+from multiseg.colours import PREDICTION_COLOUR, TRUTH_COLOUR, colour_of
+from multiseg.evaluation.montage import grey_window
 from multiseg.labels import IGNORE
 from multiseg.pages.page import Volume
 

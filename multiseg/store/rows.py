@@ -18,10 +18,16 @@ from multiseg.store.durable import sync_names
 from multiseg.store.ingest.encoding import EncodedCase
 from multiseg.store.records import DESCRIPTION, FileMark, Record, Scan, coordinates_of, parse_record, record_text
 
+RATER = "rater"
+"""The key, in the provenance of a corrected mask, of who corrected it."""
+
 
 def digest_of_sources(sources: Sequence[Mapping[str, Any]]) -> str:
-    """One digest over the roles and sha256 of all sources."""
-    return digest_of_roles({source["role"]: source["sha256"] for source in sources})
+    """One digest over the roles and sha256 of all sources but corrections.
+
+    By it ingest tells whether the files of a case have changed, and a correction is none of them.
+    """
+    return digest_of_roles({source["role"]: source["sha256"] for source in sources if RATER not in source})
 
 
 def digest_of_roles(hashes: Mapping[str, str]) -> str:

@@ -66,7 +66,9 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 
 
 def test_every_verb_that_writes_a_file_can_be_told_to_overwrite() -> None:
-    writes = {name: flags for name, flags in commands() if {"--out", "--write", "--picture", "--store"} & {*flags}}
+    writes = {
+        name: flags for name, flags in commands() if {"--out", "--write", "--picture", "--png", "--store"} & {*flags}
+    }
     writes["phantoms"] = dict(commands())["phantoms"]
     assert {"predict", "view", "info", "evaluate", "train", "finetune", "import-weights", "report", "app"} < {*writes}
     assert {name for name, flags in writes.items() if "--overwrite" not in flags} == RESUMABLE & {*writes} | NEVER
@@ -137,14 +139,14 @@ def test_predict_overwrites_when_asked_but_no_read_only_file(
 def test_pictures_and_pages_are_written_over_when_asked(
     store_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    view = ["view", store_url, "-o", str(tmp_path), "--case", "alder/A002"]
+    view = ["view", store_url, "--png", str(tmp_path), "--case", "alder/A002"]
     assert run(view) == 0
     (tmp_path / "alder-A002.png").write_bytes(b"old")
     assert run(view) == 2
     assert "alder-A002.png already exists" in " ".join(capsys.readouterr().err.split())
     assert run([*view, "--overwrite"]) == 0
     assert (tmp_path / "alder-A002.png").read_bytes().startswith(b"\x89PNG")
-    assert run(["view", store_url, "-o", store_url]) == 2
+    assert run(["view", store_url, "--png", store_url]) == 2
     app_file = tmp_path / "app.fab"
     assert run(["fed", "app", "-o", str(app_file)]) == 0
     app_file.write_bytes(b"old")

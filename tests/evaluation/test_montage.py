@@ -8,8 +8,9 @@ from jaxtyping import Bool, Float
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
+from multiseg.colours import PREDICTION_COLOUR, TRUTH_COLOUR
 from multiseg.errors import UsageError
-from multiseg.evaluation.montage import PREDICTION_COLOUR, TRUTH_COLOUR, CasePanel, save_montage
+from multiseg.evaluation.montage import CasePanel, save_montage
 from multiseg.types import Mask
 
 SHAPE = (20, 24, 12)

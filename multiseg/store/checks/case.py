@@ -25,7 +25,7 @@ from multiseg.store.hierarchy import is_plain_name
 from multiseg.store.preparation.boxes import box_at
 from multiseg.store.preparation.grids import SAME_SPACING, Grid
 from multiseg.store.preparation.plausible import Region, find_implausible
-from multiseg.store.rows import digest_of_roles
+from multiseg.store.rows import digest_of_sources
 from multiseg.types import Affine, Index3
 
 ORTHONORMAL = 1e-3
@@ -141,7 +141,9 @@ def _check_sources(layout: Layout, metadata: dict[str, Any], faults: Faults) -> 
         return
     file = f"{layout.name}/sources"
     try:
-        digests = {str(source["role"]): str(source["sha256"]) for source in json.loads(str(metadata["sources"]))}
+        sources = json.loads(str(metadata["sources"]))
+        digests = {str(source["role"]): str(source["sha256"]) for source in sources}
+        digest = digest_of_sources(sources)
     except UNREADABLE as error:
         faults.damage("BAD_SOURCES", file, f"the list of source files cannot be read: {one_line(error)}")
         return
@@ -152,7 +154,7 @@ def _check_sources(layout: Layout, metadata: dict[str, Any], faults: Faults) -> 
         faults.damage("BAD_SOURCES", file, problem)
     elif not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests.values()):
         faults.damage("BAD_SOURCES", file, "the sha256 of a source is invalid")
-    elif digest_of_roles(digests) != str(metadata["source_sha256"]):
+    elif digest != str(metadata["source_sha256"]):
         problem = f"the digest of its sources is {str(metadata['source_sha256'])[:16]}..., but they give another"
         faults.damage("WRONG_DIGEST", f"{layout.name}/source_sha256", problem)
 

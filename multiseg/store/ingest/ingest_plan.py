@@ -13,6 +13,7 @@ import zarr
 from jaxtyping import Int
 
 from multiseg.errors import DataError, UsageError
+from multiseg.labels import is_correction
 from multiseg.modalities import as_names, in_canonical_order
 from multiseg.store import schema
 from multiseg.store.border import one_case
@@ -116,6 +117,7 @@ class StoredDatabase:
         landmarks: standard intensity scales by sequence: those of the database, else those of other databases.
         group: the database's group; None if the store does not have it.
         unplaced: cases without an affine to a template.
+        corrected: cases with a corrected annotation.
     """
 
     digests: Mapping[str, str]
@@ -125,6 +127,7 @@ class StoredDatabase:
     landmarks: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     group: zarr.Group | None = None
     unplaced: frozenset[str] = frozenset()
+    corrected: frozenset[str] = frozenset()
 
 
 def _stored_database(url: str, info: DatabaseInfo) -> StoredDatabase:
@@ -161,7 +164,16 @@ def _stored_database(url: str, info: DatabaseInfo) -> StoredDatabase:
         landmarks=landmarks,
         group=group,
         unplaced=_unplaced(group, cases, rows),
+        corrected=_corrected(group, cases, rows),
     )  # fmt: skip
+
+
+def _corrected(group: zarr.Group, cases: Sequence[str], rows: Int[np.ndarray, " case"]) -> frozenset[str]:
+    """The cases with a corrected annotation, of those in these rows."""
+    names = group.attrs.asdict()[schema.NAMED_AXES["annotation"]]
+    columns = [index for index, name in enumerate(names) if is_correction(name)]
+    has_one = group["annotated"][:][rows][:, columns].any(axis=1)
+    return frozenset(case for case, corrected in zip(cases, has_one, strict=True) if corrected)
 
 
 def _unplaced(group: zarr.Group, cases: Sequence[str], rows: Int[np.ndarray, " case"]) -> frozenset[str]:
@@ -226,6 +238,12 @@ def sort_out(files: DatabaseFiles, url: str, options: IngestOptions, elsewhere: 
     changed = dict.fromkeys(case.case for case in good if same.get(case.case) is False and not options.replace)
     for case in changed:
         findings.setdefault(case, []).append(_changed(files.name, case))
+    kept = dict.fromkeys(
+        case.case for case in good
+        if case.case in stored.corrected and not same.get(case.case) and case.case not in changed
+    )  # fmt: skip
+    for case in kept:
+        findings.setdefault(case, []).append(_kept(files.name, case))
     findings[""] += _numbers_as_text(files, stored)
     gone = sorted(set(stored.digests) - {case.case for case in files.cases} - set(failed))
     if gone:
@@ -233,9 +251,9 @@ def sort_out(files: DatabaseFiles, url: str, options: IngestOptions, elsewhere: 
     return Intake(
         info=info,
         stored=stored,
-        todo=tuple(case for case in good if not same.get(case.case) and case.case not in changed),
+        todo=tuple(case for case in good if not same.get(case.case) and case.case not in {*changed, *kept}),
         same=tuple(case for case in good if same.get(case.case)),
-        failed=(*failed, *changed),
+        failed=(*failed, *changed, *kept),
         findings=findings,
         arrays=plan_arrays(stored.group, info, in_canonical_order(name for case in good for name in case.images)),
     )
@@ -301,6 +319,15 @@ def _changed(database: str, case: str) -> Finding:
         "pass --replace; if it is another patient, give it another name."
     )
     return Finding.from_error(DataError(message, code="CASE_CHANGED"), database, case)
+
+
+def _kept(database: str, case: str) -> Finding:
+    message = (
+        f"case {case!r} has a correction, which would be lost if the case were written again. To do so all the same: "
+        f"write it out (multiseg info STORE --case {database}/{case} --write DIR), remove the case, ingest it, and "
+        "give the correction back (multiseg ingest --corrected DIR)."
+    )
+    return Finding.from_error(DataError(message, code="CASE_CORRECTED"), database, case)
 
 
 def info_of(files: DatabaseFiles, options: IngestOptions) -> DatabaseInfo:
