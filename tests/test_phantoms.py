@@ -40,6 +40,23 @@ def cases(hospital: Hospital) -> list[str]:
     return [f"{hospital.name[0].upper()}{number:03d}" for number in range(1, NUM_CASES + 1)]
 
 
+def test_a_raw_scan_has_the_same_brain_in_a_whole_head(tmp_path: Path) -> None:
+    for skull in (False, True):
+        write_hospitals(tmp_path / str(skull), num_cases=1, coarseness=3.0, names=["birch"], skull=skull)
+    raw, stripped = (nib.load(tmp_path / skull / "birch" / "B001" / "t1.nii.gz") for skull in ("True", "False"))
+    masks = [nib.load(tmp_path / skull / "birch" / "B001" / "brainmask.nii.gz") for skull in ("True", "False")]
+    ml = [float(np.count_nonzero(mask.get_fdata())) * 0.216 for mask in masks]
+    assert ml[0] == pytest.approx(ml[1], rel=0.02)
+    centres = [nib.affines.apply_affine(mask.affine, np.argwhere(mask.get_fdata() == 1)).mean(axis=0) for mask in masks]
+    assert centres[0] == pytest.approx(centres[1], abs=1.0)
+    signal, brain = raw.get_fdata(), masks[0].get_fdata() == 1
+    assert np.count_nonzero(signal[~brain] > 0.3 * signal[brain].mean()) > np.count_nonzero(brain)  # face and neck
+    assert (stripped.get_fdata()[masks[1].get_fdata() == 0] == stripped.get_fdata().flat[0]).all()
+    assert signal.min() >= 0  # not z-scored
+    manifest = tomllib.loads((tmp_path / "True" / "manifest.toml").read_text())
+    assert manifest["database"][0]["brain_mask"] == "{case}/brainmask.nii.gz"
+
+
 def scan_path(root: Path, hospital: Hospital, case: str, modality: str) -> Path:
     (scan,) = [scan for scan in hospital.scans if scan.modality == modality]
     return root / hospital.name / hospital.pattern.format(case=case, modality=scan.spelling)

@@ -15,6 +15,7 @@ import typer
 from typer.main import get_command
 
 from multiseg.cli.bids_app import bids_command
+from multiseg.cli.brain_mask import brain_mask_command
 from multiseg.cli.calibrate import calibrate_command
 from multiseg.cli.compact import compact_command
 from multiseg.cli.demo import demo_command
@@ -36,6 +37,7 @@ from multiseg.cli.remove import remove_command
 from multiseg.cli.repair import repair_command
 from multiseg.cli.report import run_report_command
 from multiseg.cli.train import train_command
+from multiseg.cli.train_brain import train_brain_command
 from multiseg.cli.upgrade import upgrade_command
 from multiseg.cli.verify import verify_command
 from multiseg.cli.view import view_command
@@ -80,12 +82,14 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "compact": compact_command,
     "train": train_command,
     "finetune": finetune_command,
+    "train-brain": train_brain_command,
     "evaluate": evaluate_command,
     "calibrate": calibrate_command,
     "report": run_report_command,
     "export": export_command,
     "pack": pack_command,
     "bids": bids_command,
+    "brain-mask": brain_mask_command,
     "predict": predict_command,
     "experiment": experiment_command,
     "import-weights": import_weights_command,

@@ -32,8 +32,9 @@ class AnswerFlags:
     brain_mask: Annotated[
         str,
         typer.Option(
-            help='A file, nonzero, otsu, or "command PROGRAM {image} {mask}" (default: as in training). For a folder '
-            "also file (from the layout, which is the default if it has masks), or a PATTERN."
+            help='A file, nonzero, otsu, model (found by the network that the model carries: train-brain), or "command '
+            'PROGRAM {image} {mask}" (default: as in training). For a folder also file (from the layout, which is the '
+            "default if it has masks), or a PATTERN."
         ),
     ] = ""
     reference: Annotated[
@@ -104,13 +105,13 @@ def predict_all(
 ) -> int:
     """Segment all patients of a folder, a manifest or a store into the folder `out`; returns the exit code."""
     from multiseg.cli.console import print_findings
-    from multiseg.evaluation.cohort import digests_of, voters_of
+    from multiseg.evaluation.cohort import loaded_voters
     from multiseg.evaluation.cohort_cases import check_apart, of_participants
     from multiseg.store.hierarchy import is_like_a_store
 
     _check_dicom_seg(str(options.dicom_seg), source, cohort.bids)
     settings = replace(options, brain_mask=None)  # each case has its own rule
-    voters = voters_of(str(model), settings, digests_of(model, settings))
+    voters = loaded_voters(model, settings)
     findings: list[Finding] = []
     if is_like_a_store(source):
         cases = _of_store(source, voters, options, folder, cohort.bids)

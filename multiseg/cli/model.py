@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from multiseg.cli.console import messages, print_json, print_table
 
@@ -18,12 +18,14 @@ def show_model(path: Path, store: str, as_json: bool) -> int:
 
     It is 3 if the store no longer has some of these scans, or has a damaged database that may have had them.
     """
+    from multiseg.models.brain_network import load_brain_network
     from multiseg.models.learnt_scans import removed_among
     from multiseg.models.saved import model_path, read_info, read_learnt
     from multiseg.store.reader import open_store
 
     file = model_path(path)
     info, learnt = read_info(file), read_learnt(file)
+    brain = load_brain_network(file)
     opened = open_store(store) if store else None
     dates = removed_among(learnt, opened.removed) if opened is not None else ()
     damaged = sorted(opened.damaged) if opened is not None else []
@@ -31,6 +33,7 @@ def show_model(path: Path, store: str, as_json: bool) -> int:
     is_complete = learnt is not None and learnt.is_complete
     if as_json:
         contents = {"sequences": list(info.axis), "scans": counts, "all_scans_known": is_complete}
+        contents["brain_network"] = None if brain is None else _about_brain(brain.info)
         removed = len(dates) if opened is not None else None
         held = {"calibration": info.calibration.to_json() if info.calibration else None}
         print_json({"model": str(file), **contents, **held, "removed_scans": removed, "damaged": damaged})
@@ -41,6 +44,7 @@ def show_model(path: Path, store: str, as_json: bool) -> int:
         ["scans for validation", str(counts["val"])],
         ["all scans known", "yes" if is_complete else "no"],
         ["temperatures outside/inside by number of sequences", _temperatures(info)],
+        ["brain network", "none" if brain is None else _brain_text(brain.info)],
     ]
     print_table(str(file), ["what", ""], rows)
     if opened is not None:
@@ -54,6 +58,20 @@ def _temperatures(info: ModelInfo) -> str:
     return " ".join(
         f"{num}: {both.outside:.2f}/{both.inside:.2f}" for num, both in info.calibration.temperatures.items()
     )
+
+
+def _about_brain(info: ModelInfo) -> dict[str, Any]:
+    return {
+        "databases": {name: about["num_cases"] for name, about in info.databases.items()},
+        "spacing_mm": list(info.spacing_mm),
+        "steps": info.step,
+        "synthetic_dice": info.metrics.get("score"),
+    }
+
+
+def _brain_text(info: ModelInfo) -> str:
+    num = sum(about["num_cases"] for about in info.databases.values())
+    return f"of {num} brains ({', '.join(info.databases)}): predict --brain-mask model"
 
 
 def warn_of_removed(store: Store, learnt: LearntScans | None) -> None:

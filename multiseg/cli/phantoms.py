@@ -19,6 +19,10 @@ def phantoms_command(
         list[str] | None,
         typer.Option(help="Only these: alder, birch, cedar, dogwood (the defaults), elm, fir, gorse, hazel, ivy."),
     ] = None,
+    skull: Annotated[
+        bool,
+        typer.Option("--skull", help="Raw scans of heads with skull, face and neck; each case has its brain mask."),
+    ] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> int:
@@ -31,11 +35,13 @@ def phantoms_command(
     multiseg phantoms more --hospital elm --hospital fir
 
     multiseg phantoms gliomas --hospital ivy (its tissue is known under the lesions, too)
+
+    multiseg phantoms raw --skull --cases 3
     """
     from multiseg.cli.console import output, print_json
     from multiseg.phantoms.hospitals import write_hospitals
 
-    manifest = write_hospitals(folder, seed, cases, coarseness, hospital, overwrite)
+    manifest = write_hospitals(folder, seed, cases, coarseness, hospital, overwrite, skull)
     if as_json:
         print_json({"manifest": str(manifest)})
         return 0

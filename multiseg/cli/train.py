@@ -126,7 +126,7 @@ def train_shown(options: TrainOptions, out: Path, flags: TrainFlags, quiet: bool
             console.print(_channels(info), soft_wrap=True)
 
     with progress_bar("train", options.fit.num_steps, "preparing", quiet=not is_first) as bar:
-        show = _Progress(bar, console, options.fit.num_steps, lines=bar.disable and not quiet)
+        show = ShownProgress(bar, console, options.fit.num_steps, lines=bar.disable and not quiet)
         result = train(options, out, flags.overwrite, show.event, begin, flags.accept_changes)
     if not result.finished:
         console.print(f"Stopped after step {result.step}, saved.", soft_wrap=True)
@@ -166,7 +166,7 @@ def _channels(info: ModelInfo) -> str:
     return f"Channels: {'; '.join(parts)}."
 
 
-class _Progress:
+class ShownProgress:
     """Shows events as a progress bar, or as lines if there is no terminal."""
 
     def __init__(self, bar: Any, console: Any, num_steps: int, lines: bool) -> None:

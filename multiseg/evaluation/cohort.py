@@ -23,11 +23,13 @@ from multiseg.evaluation.cohort_cases import Cohort, CohortCase
 from multiseg.evaluation.cohort_records import CaseRecord, CohortFolder, digest_of_stored, key_of_run
 from multiseg.evaluation.prediction import Outputs, Prediction, predict_case, predict_stored
 from multiseg.evaluation.prediction_inputs import PredictOptions
+from multiseg.evaluation.preparation import MODEL_RULE
 from multiseg.evaluation.structure_tables import rows_of_segmentation
 from multiseg.evaluation.voting import Voters, load_voters, usable_for_all
 from multiseg.files import check_files
 from multiseg.labels import LabelSpace
 from multiseg.modalities import in_canonical_order
+from multiseg.models.brain_network import carried_bytes
 from multiseg.models.saved import model_path
 from multiseg.store.border import one_case
 from multiseg.store.cases import sha256_of
@@ -59,6 +61,7 @@ class _Run:
 
     Attributes:
         key: of the models and the options.
+        brain: the digest of the network that finds brains; "" if no model carries one.
         call: another text for each call, which opens the store again.
         num_threads: of torch in each of several workers, which share the processors; 0 leaves it.
     """
@@ -70,6 +73,7 @@ class _Run:
     key: str
     source: Path | None
     overwrite: bool
+    brain: str
     call: str
     num_threads: int = 0
 
@@ -109,7 +113,7 @@ def predict_cohort(
     if not options.memory:  # what is kept does not fit into a budget
         keep_memory()
     digests, is_bids = digests_of(model, options), any(case.bids for case in cohort.cases)
-    voters_of(str(model), options, digests)  # fail before the work
+    loaded_voters(model, options)  # fail before the work
     about = _identity(digests, options, is_bids)
     workers = workers or Workers()
     run = _Run(
@@ -120,6 +124,7 @@ def predict_cohort(
         key=str(about["key"]),
         source=cohort.source,
         overwrite=overwrite,
+        brain=_brain_digest(model, options),
         call=uuid4().hex,
         num_threads=max(1, default_workers() // workers.num) if workers.num > 1 else 0,
     )
@@ -175,6 +180,17 @@ def digests_of(model: Path | str, options: PredictOptions) -> tuple[str, ...]:
     return tuple(hashlib.sha256(model_path(path).read_bytes()).hexdigest() for path in paths)
 
 
+def _brain_digest(model: Path | str, options: PredictOptions) -> str:
+    """The sha256 of the brain network of the first model that carries one."""
+    files = (carried_bytes(path) for path in (Path(model), *map(Path, options.others)))
+    return next((hashlib.sha256(data).hexdigest() for data in files if data is not None), "")
+
+
+def loaded_voters(model: Path | str, options: PredictOptions) -> Voters:
+    """The models as they are now."""
+    return voters_of(str(model), options, (*digests_of(model, options), _brain_digest(model, options)))
+
+
 @lru_cache(maxsize=1)
 def voters_of(model: str, options: PredictOptions, digests: tuple[str, ...]) -> Voters:
     """The models, loaded once in each process while their files have these digests."""
@@ -213,8 +229,8 @@ def _segment(task: _Task) -> tuple[Outcome, CaseRecord]:
 
 def _segment_unless_done(task: _Task) -> tuple[Outcome, CaseRecord]:
     case, run, folder = task.case, task.run, CohortFolder(task.run.root)
-    sources = _digest_of_sources(case, run.call)
-    voters = voters_of(run.model, run.options, run.digests)
+    sources = _digest_of_sources(case, run)
+    voters = voters_of(run.model, run.options, (*run.digests, run.brain))
     outputs = case.outputs(run.root, voters.space, run.options)
     files = [*outputs.files(voters.space), *(sidecars(outputs, voters.space) if case.bids else ())]
     old = folder.read(case.name)
@@ -248,14 +264,15 @@ def _segment_unless_done(task: _Task) -> tuple[Outcome, CaseRecord]:
     return "segmented", record
 
 
-def _digest_of_sources(case: CohortCase, call: str) -> str:
-    """A digest of all that a case's segmentation depends on, beside the run."""
+def _digest_of_sources(case: CohortCase, run: _Run) -> str:
+    """A digest of all that a case's segmentation depends on, beside the run's key."""
     if case.files is None:
-        stored = _store(case.store, call)[case.database]
+        stored = _store(case.store, run.call)[case.database]
         return digest_of_stored(stored, stored[case.case])
     files = replace(case.files, labels={})
     with one_case(files.case, files.paths):
         identity = [case.brain_mask, {role: sha256_of(file) for role, file in files.by_role.items()}]
+    identity += [run.brain] if case.brain_mask == MODEL_RULE else []
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 

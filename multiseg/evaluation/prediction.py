@@ -9,16 +9,18 @@ from pathlib import Path
 import numpy as np
 
 from multiseg.allocator import keep_memory
+from multiseg.evaluation.brain_finding import brain_finder
 from multiseg.evaluation.case_answers import Shown
 from multiseg.evaluation.dicom_answer import seg_target, write_seg
 from multiseg.evaluation.memory_budget import check_prepared, peak_bytes
 from multiseg.evaluation.native_answer import LESION_MASK, NativeAnswer, Question, answer_natively
 from multiseg.evaluation.prediction_inputs import PredictOptions, input_files
-from multiseg.evaluation.preparation import brain_rule, network_input, recipe_for
+from multiseg.evaluation.preparation import MODEL_RULE, brain_rule, network_input, recipe_for
 from multiseg.evaluation.voting import (
     Voters,
     blind_doubts,
     common_recipe,
+    contrast_doubts,
     how_any_learnt,
     learnt_doubts,
     load_voters,
@@ -159,20 +161,32 @@ def predict_case(voters: Voters, files: CaseFiles, outputs: Outputs, options: Pr
     reference = options.reference or next(iter(files.images))
     target = seg_target(files.images[reference], options.dicom_seg) if options.dicom_seg else None
     rule = "file" if files.brain_mask else brain_rule(options.brain_mask)[0]
-    recipe, doubts = common_recipe(voters.infos, rule, reference, options.headers_disagree)
+    find_brain = brain_finder(voters.brain, options.overlap) if rule == MODEL_RULE else None
+    rule = "file" if find_brain else rule
+    finds_brain = voters.brain is not None
+    recipe, doubts = common_recipe(voters.infos, rule, reference, options.headers_disagree, finds_brain)
     needed = {name: path for name, path in files.images.items() if name in usable or name == reference}
     schemas = {name: LabelSchema.parse("1=lesion", "lesion") for name in files.labels}
     peak = peak_bytes()
-    prepared = prepare_case(replace(files, images=needed), schemas, recipe, only=usable)
+    prepared = prepare_case(replace(files, images=needed), schemas, recipe, usable, find_brain)
     check_prepared(peak, options.answer.memory)
     prediction = _predict_prepared(voters, prepared, usable, outputs, options)
     if target and outputs.dicom_seg:
         write_seg(outputs.dicom_seg, prediction.answer.labels, prepared.native, target, voters)
     left_out = tuple(name for name in files.images if name not in usable)
+    doubts += target.doubts if target else ()
     return replace(
         prediction, reference=reference, left_out=left_out, inputs=files.paths, dicom_seg=outputs.dicom_seg,
-        doubts=doubts + (target.doubts if target else ()) + prediction.doubts,
+        doubts=doubts + prediction.doubts + _skull_doubts(prediction, finds_brain and find_brain is None),
     )  # fmt: skip
+
+
+def _skull_doubts(prediction: Prediction, could_find: bool) -> tuple[Doubt, ...]:
+    """A hint at the model's own brain network if the brain seems to include the skull."""
+    if not could_find or not {doubt.code for doubt in prediction.doubts} & {"NO_BACKGROUND", "BRAIN_SIZE"}:
+        return ()
+    text = "the model carries a network that finds the brain in a scan with its skull: --brain-mask model."
+    return (Doubt(Severity.NOTE, "BRAIN_NETWORK", text),)
 
 
 def predict_stored(
@@ -223,6 +237,7 @@ def _predict_prepared(
     learnt = {name: how_any_learnt(voters.models, digest) for name, digest in scans if name in usable}
     expected = dict(zip(voters.space.names, answer.expected_dice, strict=True))
     doubts = learnt_doubts(learnt) + blind_doubts(voters.models, shown) + look_doubts(voters, expected)
+    doubts += contrast_doubts(voters.models, prepared)
     return Prediction(
         path=outputs.segmentation,
         reference="",

@@ -20,8 +20,9 @@ class PredictOptions:
     """How patients are segmented: one of files, or all of a cohort.
 
     Attributes:
-        brain_mask: a mask file, or "nonzero", "otsu" or "command PROGRAM ..." (see `Recipe.brain_mask`); None finds
-            the brain as in the model's training data, unless these came with masks.
+        brain_mask: a mask file, or "nonzero", "otsu" or "command PROGRAM ..." (see `Recipe.brain_mask`), or "model"
+            for the network that the model carries; None finds the brain as in the model's training data, unless these
+            came with masks.
         reference: the sequence that gives the segmentation its grid and header; "" is the first one.
         overlap: of the sliding windows, as a share of their size.
         headers_disagree: what holds if files have one shape but other positions; see `space.header_corrections`.

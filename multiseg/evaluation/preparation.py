@@ -16,6 +16,8 @@ from multiseg.store.preparation.recipe import BRAIN_RULES, COMMAND, Recipe
 
 AUTOMATIC = ("nonzero", "otsu")
 """Brain rules that need only the images."""
+MODEL_RULE = "model"
+"""The brain is found by the network that the model carries, see `brain_finding`."""
 LARGEST = 60_000.0
 """Limit of a shifted background: the largest float16 is 65504."""
 
@@ -66,16 +68,18 @@ def place(
 
 
 def brain_rule(brain_mask: Path | str | None) -> tuple[str, Path | None]:
-    """The recipe's rule and the mask file for a user's "nonzero", "otsu", "command ..." or file name."""
+    """The rule and the mask file for a user's "nonzero", "otsu", "model", "command ..." or file name."""
     if brain_mask is None or str(brain_mask) == "":
         return "", None
     text = str(brain_mask)
-    if text.startswith(COMMAND) or (text in BRAIN_RULES and text != "file"):
+    if text.startswith(COMMAND) or (text in (*BRAIN_RULES, MODEL_RULE) and text != "file"):
         return text, None
     return "file", Path(brain_mask)
 
 
-def recipe_for(info: ModelInfo, rule: str, reference: str, headers_disagree: str) -> tuple[Recipe, tuple[Doubt, ...]]:
+def recipe_for(
+    info: ModelInfo, rule: str, reference: str, headers_disagree: str, finds_brain: bool = False
+) -> tuple[Recipe, tuple[Doubt, ...]]:
     """The recipe of the model's databases for a new patient.
 
     The brain is found by the databases' rule if it needs only the images; a command from a model file is never run.
@@ -84,6 +88,7 @@ def recipe_for(info: ModelInfo, rule: str, reference: str, headers_disagree: str
 
     Args:
         rule: the user's rule for the brain, "" for the model's.
+        finds_brain: whether the model carries a brain network, which is then named to a user who needs a mask.
 
     Raises:
         UsageError: every database had masks or a command, so the user must give one, too.
@@ -100,7 +105,7 @@ def recipe_for(info: ModelInfo, rule: str, reference: str, headers_disagree: str
     recipe = Recipe(
         spacing_mm=info.spacing_mm,
         reference=reference,
-        brain_mask=rule or _models_rule(recipes),
+        brain_mask=rule or _models_rule(recipes, finds_brain),
         headers_disagree=headers_disagree,
         normalise=normalise,
         register="rigid" if any(recipe.register for recipe in recipes) else "",
@@ -121,14 +126,14 @@ def _recipes(info: ModelInfo) -> dict[str, Recipe]:
         raise CheckpointError(f"cannot read a preparation recipe in the model: {error!r}.") from error
 
 
-def _models_rule(recipes: Iterable[Recipe]) -> str:
+def _models_rule(recipes: Iterable[Recipe], finds_brain: bool) -> str:
     rules = {recipe.brain_mask for recipe in recipes}
     automatic = [rule for rule in AUTOMATIC if rule in rules]
     if rules and not automatic:
         raise UsageError(
             f"the model was trained with given brain masks ({', '.join(sorted(rules))}). Give this patient's: "
             '--brain-mask FILE, or a program you trust: --brain-mask "command ...", or nonzero if the images show '
-            "only the brain."
+            f"only the brain{', or model, whose own network then finds it' if finds_brain else ''}."
         )
     return automatic[0] if automatic else "nonzero"
 

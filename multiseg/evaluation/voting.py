@@ -16,12 +16,15 @@ from multiseg.evaluation.preparation import recipe_for
 from multiseg.evaluation.reliability import is_doubtful
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
+from multiseg.models.brain_network import load_brain_network
 from multiseg.models.calibration_record import look_below_of
+from multiseg.models.contrasts import histogram, suspect
 from multiseg.models.fused import fuse
 from multiseg.models.learnt_scans import NOT_KNOWN, NOT_LEARNT, TRAIN, VAL, LearntScans, how_learnt
 from multiseg.models.saved import Model, ModelInfo, load_model, model_path
 from multiseg.models.two_branch import TwoBranch
 from multiseg.store.findings import Doubt, Severity
+from multiseg.store.preparation.prepare import PreparedCase
 from multiseg.store.preparation.recipe import Recipe
 
 
@@ -33,6 +36,7 @@ class Voters:
         rule: of an ensemble, one of `case_answers.ENSEMBLES`; "" for one model.
         adapt: whether each model is adapted to a patient first.
         files: those that the models were loaded from.
+        brain: the network that finds brains, of the first model that carries one.
 
     Raises:
         UsageError: one cannot be adapted though it must, they do not fit together, or there is no such rule.
@@ -42,6 +46,7 @@ class Voters:
     rule: str = ""
     adapt: bool = False
     files: tuple[Path, ...] = ()
+    brain: Model | None = None
 
     def __post_init__(self) -> None:
         if self.rule and self.rule not in ENSEMBLES:
@@ -120,11 +125,12 @@ def load_voters(model: Path | str | Model, options: PredictOptions) -> Voters:
         check_once([*([] if isinstance(model, Model) else [model]), *options.others])
     loaded = [model if isinstance(model, Model) else load_model(model, options.device)]
     loaded += [load_model(other, options.device) for other in options.others]
+    brain = _brain_network([model, *options.others], options.device)
     files = tuple(Path(one) for one in (model, *options.others) if not isinstance(one, Model))
     if options.together in ("", *ENSEMBLES):
-        voters = Voters(tuple(loaded), options.together, options.adapt, files)
+        voters = Voters(tuple(loaded), options.together, options.adapt, files, brain)
     else:
-        voters = Voters((fuse(loaded, options.together),), files=files)
+        voters = Voters((fuse(loaded, options.together),), files=files, brain=brain)
     if options.tta:
         check_mirrored(voters.space)
     return voters
@@ -137,15 +143,21 @@ def check_once(models: Sequence[Path | str]) -> None:
         raise UsageError(f"the ensemble has {', '.join(twice)} twice: name each model once.")
 
 
+def _brain_network(models: Sequence[Path | str | Model], device: str) -> Model | None:
+    """The brain network of the first model that carries one; a model that is loaded already carries none."""
+    carried = (load_brain_network(Path(model), device) for model in models if not isinstance(model, Model))
+    return next((network for network in carried if network is not None), None)
+
+
 def common_recipe(
-    infos: Sequence[ModelInfo], rule: str, reference: str, headers_disagree: str
+    infos: Sequence[ModelInfo], rule: str, reference: str, headers_disagree: str, finds_brain: bool = False
 ) -> tuple[Recipe, tuple[Doubt, ...]]:
     """The one recipe that all models need of a new patient, who is prepared once; see `recipe_for`.
 
     Raises:
         UsageError: the models need different preparations, or a brain mask.
     """
-    (first, _), *others = made = [recipe_for(info, rule, reference, headers_disagree) for info in infos]
+    (first, _), *others = made = [recipe_for(info, rule, reference, headers_disagree, finds_brain) for info in infos]
     for number, (other, _) in enumerate(others, start=2):
         for setting in fields(Recipe):
             ours, theirs = getattr(first, setting.name), getattr(other, setting.name)
@@ -209,6 +221,23 @@ def look_doubts(voters: Voters, expected_dice: Mapping[str, float]) -> tuple[Dou
         if is_doubtful(expected, least):
             text = f"look at this: the expected Dice of {name} is {expected:.2f}, below {least:.2f}."
             doubts.append(Doubt(Severity.WARNING, "LOOK_AT_THIS", text))
+    return tuple(doubts)
+
+
+def contrast_doubts(voters: Sequence[Model], prepared: PreparedCase) -> tuple[Doubt, ...]:
+    """A doubt for each sequence that looks like another one, by the first model that knows what they look like."""
+    contrasts = next((model.contrasts for model in voters if model.contrasts is not None), None)
+    doubts = []
+    for name, image in zip(prepared.modalities, prepared.images, strict=True):
+        scan = None if contrasts is None else histogram(image)
+        found = None if contrasts is None or scan is None else suspect(contrasts, name, scan)
+        if found is not None:
+            text = (
+                f"{name} looks like {found.like}: its intensities in the brain are nearer to those of {found.like} "
+                f"({found.database}; distance {found.distance:.2f}) than to any {name} that the model learnt from "
+                f"({found.own_distance:.2f}). Look at the image, and if its name is wrong, give it the right one."
+            )
+            doubts.append(Doubt(Severity.WARNING, "LOOKS_LIKE_OTHER", text))
     return tuple(doubts)
 
 

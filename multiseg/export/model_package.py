@@ -3,6 +3,7 @@
 - `model.safetensors`: the weights and their description, without the digests of the scans learnt from unless asked for.
 - `config.json`: the description, and how a patient is prepared (`preparation_record`).
 - `README.md`: the model card.
+- `brain.safetensors`, if the model carries one: the network that finds brains, also without digests.
 - `manifest.json`, of a package alone: the SHA-256 of each of these.
 """
 
@@ -20,6 +21,7 @@ from multiseg.errors import UsageError
 from multiseg.export.model_card import Results, model_card, results_in, terms_of
 from multiseg.export.preparation_record import preparation_record
 from multiseg.files import check_files, check_folder, write_atomically
+from multiseg.models.brain_network import BRAIN_FILE, load_brain_network
 from multiseg.models.packages import FORMAT, MANIFEST, PACKAGE, is_package
 from multiseg.models.saved import BEST, ModelInfo, load_model, model_path, without_learnt
 from multiseg.models.two_branch import ANCHOR_PREFIX
@@ -69,9 +71,12 @@ def handover(run: Path, keep_digests: bool = False) -> Handover:
         raise UsageError(f"{file} is a package already: copy it, or unzip it to have its files in a folder.")
     model = load_model(file)
     weights = file.read_bytes() if keep_digests else without_learnt(file)
+    brain = load_brain_network(file)
     results = results_in(file.parent, sha256_of(file.read_bytes()))
     record = preparation_record(model.info, getattr(model.network, "multiple", None))
     doubts = (*record["doubts"], *_own_doubts(model.info, model.network.state_dict()))
+    if brain is not None:
+        doubts += _brain_doubts(brain.info)
     limits = (*doubts, WITH_DIGESTS if keep_digests and model.learnt is not None else WITHOUT_DIGESTS)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     card = model_card(model.info, parameters, results, limits)
@@ -86,6 +91,9 @@ def handover(run: Path, keep_digests: bool = False) -> Handover:
         CONFIG: (json.dumps(config, indent=1, ensure_ascii=False) + "\n").encode(),
         BEST: weights,
     }
+    if brain is not None:
+        beside = file.with_name(BRAIN_FILE)
+        files[BRAIN_FILE] = beside.read_bytes() if keep_digests else without_learnt(beside)
     return Handover(files, model.info, results, doubts + _licence_doubts(model.info))
 
 
@@ -128,6 +136,15 @@ def _description(weights: bytes) -> object:
     """The JSON in the metadata of a model file."""
     length = int.from_bytes(weights[:8], "little")
     return json.loads(json.loads(weights[8 : 8 + length])["__metadata__"]["multiseg"])
+
+
+def _brain_doubts(brain: ModelInfo) -> tuple[str, ...]:
+    """What it means that a model carries a brain network, with the databases that it learnt from."""
+    licences = [f"{name} ({about.get('licence') or 'licence not known'})" for name, about in brain.databases.items()]
+    return (
+        "It carries a network that finds the brain in scans with their skull (--brain-mask model), which learnt from "
+        f"the brains of {', '.join(licences)}.",
+    )
 
 
 def _own_doubts(info: ModelInfo, names: Mapping[str, object]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,6 +25,7 @@ from multiseg.labels import LabelSpace, SpaceLabel
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import Builder, build
 from multiseg.models.calibration_record import Calibration
+from multiseg.models.contrasts import Contrasts
 from multiseg.models.devices import resolve_device
 from multiseg.models.learnt_scans import LearntScans
 from multiseg.models.packages import PACKAGE, is_package, read_package
@@ -38,6 +39,8 @@ ENDINGS = (".safetensors", PACKAGE)
 LEARNT = "learnt"
 """Key of the scans' digests in a file's JSON, which are not part of `ModelInfo`, since a federation sends that."""
 CALIBRATION = "calibration"
+CONTRASTS = "contrasts"
+"""Key of what the sequences look like, which is not part of `ModelInfo` either."""
 BACKGROUNDS = ("zero", "shifted")
 
 
@@ -92,7 +95,8 @@ class ModelInfo:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ModelInfo:
-        fields = {key: value for key, value in data.items() if key not in ("format", "versions", LEARNT, "rest")}
+        others = ("format", "versions", LEARNT, CONTRASTS, "rest")
+        fields = {key: value for key, value in data.items() if key not in others}
         return cls(
             **fields
             | {
@@ -119,14 +123,22 @@ class ModelInfo:
 class Model(nn.Module):
     """A network with its `info`, called as `model(images, present)`; images are [batch modality i j k].
 
-    `learnt` are the scans it has learnt from, None if its file does not say.
+    `learnt` are the scans it has learnt from, and `contrasts` what its sequences look like; None if its file does not
+    say.
     """
 
-    def __init__(self, network: nn.Module, info: ModelInfo, learnt: LearntScans | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        info: ModelInfo,
+        learnt: LearntScans | None = None,
+        contrasts: Contrasts | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.info = info
         self.learnt = learnt
+        self.contrasts = contrasts
 
     def forward(
         self, images: Float[Tensor, "batch modality i j k"], present: Bool[Tensor, "batch modality"]
@@ -135,17 +147,31 @@ class Model(nn.Module):
         return logits
 
 
-def save_model(path: Path, network: nn.Module, info: ModelInfo, learnt: LearntScans | None = None) -> None:
-    """Write weights, info and the digests of the scans learnt from to one file, atomically."""
-    save_weights(path, network.state_dict(), info, learnt)
+def save_model(
+    path: Path,
+    network: nn.Module,
+    info: ModelInfo,
+    learnt: LearntScans | None = None,
+    contrasts: Contrasts | None = None,
+) -> None:
+    """Write weights, info, the digests of the scans learnt from and what they look like to one file, atomically."""
+    save_weights(path, network.state_dict(), info, learnt, contrasts)
 
 
-def save_weights(path: Path, weights: Mapping[str, Tensor], info: ModelInfo, learnt: LearntScans | None = None) -> None:
+def save_weights(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    info: ModelInfo,
+    learnt: LearntScans | None = None,
+    contrasts: Contrasts | None = None,
+) -> None:
     """As `save_model`, for weights by name instead of a network."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     metadata = info.to_json()
     if learnt is not None:
         metadata[LEARNT] = learnt.to_json()
+    if contrasts is not None:
+        metadata[CONTRASTS] = contrasts.to_json()
     write_atomically(path, save(state, metadata={"multiseg": json.dumps(metadata)}))
 
 
@@ -159,20 +185,33 @@ def read_learnt(path: Path) -> LearntScans | None:
     return _read_metadata(path)[1]
 
 
-def _read_metadata(path: Path) -> tuple[ModelInfo, LearntScans | None]:
+def read_contrasts(path: Path) -> Contrasts | None:
+    """What a model's sequences look like, None if the file does not say; raises CheckpointError as `read_info`."""
+    return _read_metadata(path)[2]
+
+
+_About: TypeAlias = tuple[ModelInfo, LearntScans | None, Contrasts | None]
+
+
+def _read_metadata(path: Path) -> _About:
     try:
-        text = _metadata(path).get("multiseg")
+        return _described(_metadata(path), path)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise CheckpointError(f"there is no model at {path}.") from error
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a complete safetensors file: {error}. Copy or train it again.") from error
+
+
+def _described(metadata: Mapping[str, str], path: Path | str) -> _About:
+    text = metadata.get("multiseg")
     if text is None:
         raise CheckpointError(f"{path} holds tensors, but was not written by multiseg.")
     try:
         data = json.loads(text)
         if data["format"] == FORMAT:
             learnt = LearntScans.from_json(data[LEARNT]) if LEARNT in data else None
-            return ModelInfo.from_json(data), learnt
+            contrasts = Contrasts.from_json(data[CONTRASTS]) if CONTRASTS in data else None
+            return ModelInfo.from_json(data), learnt, contrasts
     except (ValueError, KeyError, TypeError, AttributeError, DataError) as error:
         raise CheckpointError(f"the description of the model in {path} is invalid: {error!r}.") from error
     raise CheckpointError(f"{path} has model format {data['format']!r}; this multiseg reads {FORMAT}.")
@@ -185,6 +224,10 @@ def _metadata(path: Path) -> dict[str, str]:
             return file.metadata() or {}
     data = _packed(path)
     load(data)  # raises SafetensorError if the file is damaged
+    return _metadata_of(data)
+
+
+def _metadata_of(data: bytes) -> dict[str, str]:
     length = int.from_bytes(data[:8], "little")  # the format: a length, a JSON header, raw numbers
     found: dict[str, str] = json.loads(data[8 : 8 + length]).get("__metadata__", {})
     return found
@@ -263,8 +306,35 @@ def load_model(path: Path | str, device: str = "cpu", network: Builder | None = 
     """
     file = model_path(Path(path))
     device = str(resolve_device(device))
-    info, learnt = _read_metadata(file)
-    state = load_weights(file, device)
+    return _made(file, _read_metadata(file), load_weights(file, device), device, network)
+
+
+def load_model_of(data: bytes, where: str, device: str = "cpu") -> Model:
+    """The model in the bytes of a model file, in eval mode.
+
+    Args:
+        where: the file, for messages.
+
+    Raises:
+        UsageError: there is no such device.
+        CheckpointError: as `load_model`.
+    """
+    try:
+        state = load(data)
+        about = _described(_metadata_of(data), where)
+    except SafetensorError as error:
+        raise CheckpointError(f"{where} is not a complete safetensors file: {error}. Train it again.") from error
+    return _made(where, about, state, str(resolve_device(device)), None)
+
+
+def _made(
+    file: Path | str,
+    about: _About,
+    state: Mapping[str, Tensor],
+    device: str,
+    network: Builder | None,
+) -> Model:
+    info, learnt, contrasts = about
     try:
         made = build(network or info.builder, len(info.axis), info.space.num_logits, **info.numbers)
         made.load_state_dict(state)
@@ -273,4 +343,4 @@ def load_model(path: Path | str, device: str = "cpu", network: Builder | None = 
             hint = " Or pass it from Python: load_model(path, network=...)." if network is None else ""
             raise CheckpointError(f"cannot make the network that {file} names: {error}{hint}") from error
         raise CheckpointError(f"the weights in {file} do not fit the network it names: {error}") from error
-    return Model(made, info, learnt).to(device).eval()
+    return Model(made, info, learnt, contrasts).to(device).eval()

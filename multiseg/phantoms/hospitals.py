@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,11 @@ import tomli_w
 from multiseg.errors import UsageError
 from multiseg.files import check_files, check_folder, write_atomically
 from multiseg.phantoms.known_hospitals import HOSPITALS, MORE_HOSPITALS, Hospital, Scan
+from multiseg.phantoms.raw_head import RAW_CENTRE_MM, RAW_FIELD_OF_VIEW_MM
+from multiseg.phantoms.surfaces import Points, Triple
 from multiseg.phantoms.synthetic_head import (
     FIELD_OF_VIEW_MM,
     Anatomy,
-    Points,
-    Triple,
     anatomy_on,
     codes_of,
     draw_head,
@@ -32,20 +33,29 @@ ELDERLY = ("white matter hyperintensities", "ischaemic stroke", "chronic stroke"
 """Pathologies of old people, who have wide ventricles."""
 
 
-def _grid(scan: Scan, orientation: str, coarseness: float) -> tuple[Index3, Affine]:
-    """Shape and affine of a grid, centred on the head, with axes in the directions of `orientation`, such as "LPS"."""
+def with_skull(hospital: Hospital) -> Hospital:
+    """The same hospital before skulls were removed: raw scans of whole heads, each case with its brain mask."""
+    mask = hospital.brain_mask or hospital.pattern.format(case="{case}", modality="brainmask")
+    return replace(hospital, background="raw", brain_mask=mask)
+
+
+def _grid(scan: Scan, hospital: Hospital, coarseness: float) -> tuple[Index3, Affine]:
+    """Shape and affine of a grid, centred on the head, with axes in the hospital's directions, such as "LPS"."""
+    is_raw = hospital.background == "raw"
+    field_mm, centre_mm = (RAW_FIELD_OF_VIEW_MM, RAW_CENTRE_MM) if is_raw else (FIELD_OF_VIEW_MM, (0.0, 0.0, 0.0))
+    orientation = hospital.orientation
     letters = ("LR", "PA", "IS")
     world_axes = [next(axis for axis in range(3) if code in letters[axis]) for code in orientation]
     signs = [1.0 if code in "RAS" else -1.0 for code in orientation]
     spacing = np.array(scan.spacing_mm) * coarseness
-    shape = np.ceil(np.take(FIELD_OF_VIEW_MM, world_axes) / spacing).astype(int)
+    shape = np.ceil(np.take(field_mm, world_axes) / spacing).astype(int)
     directions = np.eye(3)[:, world_axes] * signs
     pitch, yaw = np.deg2rad(scan.tilt_deg)
     turn_x = np.array([[1, 0, 0], [0, np.cos(pitch), -np.sin(pitch)], [0, np.sin(pitch), np.cos(pitch)]])
     turn_z = np.array([[np.cos(yaw), -np.sin(yaw), 0], [np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]])
     affine = np.eye(4)
     affine[:3, :3] = turn_z @ turn_x @ directions * spacing
-    affine[:3, 3] = -affine[:3, :3] @ (shape - 1) / 2
+    affine[:3, 3] = centre_mm - affine[:3, :3] @ (shape - 1) / 2
     return (int(shape[0]), int(shape[1]), int(shape[2])), affine
 
 
@@ -57,11 +67,13 @@ def _world(shape: Index3, affine: Affine) -> Points:
 
 
 def _stored(signal: Voxels, anatomy: Anatomy, hospital: Hospital, gain: float) -> Voxels:
-    """The intensities as this hospital stores them. Air is exactly 0, except in z-scored files."""
+    """The intensities as this hospital stores them. Air is exactly 0, except in z-scored files and raw scans."""
     brain = anatomy.inside_brain
     if hospital.background == "z-score":
         stripped = np.where(brain, signal, 0)
         signal = (stripped - signal[brain].mean()) / signal[brain].std()
+    elif hospital.background == "raw":
+        signal = gain * signal  # with the noise of the air
     else:
         visible = brain if hospital.background == "zero" else anatomy.tissues.sum(axis=0) > 0.1
         signal = gain * np.where(visible, signal, 0)
@@ -79,9 +91,10 @@ def _write_case(hospital: Hospital, folder: Path, case: str, number: int, seed: 
             continue
         key = (scan.spacing_mm, scan.tilt_deg)
         if key not in grids:
-            shape, affine = _grid(scan, hospital.orientation, coarseness)
+            shape, affine = _grid(scan, hospital, coarseness)
             blur_mm = coarseness * float(np.mean(scan.spacing_mm))
-            grids[key] = anatomy_on(head, _world(shape, affine), blur_mm), affine
+            is_raw = hospital.background == "raw"
+            grids[key] = anatomy_on(head, _world(shape, affine), blur_mm, is_raw), affine
         anatomy, affine = grids[key]
         gain = 400 * float(np.exp(rng.normal(0, 0.1)))
         signal = measure(scan.modality, anatomy, lesions, rng)
@@ -142,12 +155,14 @@ def write_hospitals(
     coarseness: float = 1.0,
     names: Sequence[str] | None = None,
     overwrite: bool = False,
+    skull: bool = False,
 ) -> Path:
     """Write hospitals into `root`, with a `manifest.toml` for ingest; returns the path of the manifest.
 
     Args:
         names: of HOSPITALS and MORE_HOSPITALS; None for all HOSPITALS. The other arguments are as in `write_hospital`.
         overwrite: whether an existing manifest and hospitals may be overwritten.
+        skull: whether the scans are raw, see `with_skull`.
 
     Raises:
         UsageError: a hospital is unknown, an argument of `write_hospital` is out of range, or files exist.
@@ -159,6 +174,8 @@ def write_hospitals(
         raise UsageError(f"no hospital {', '.join(unknown)!r}: choose some of {', '.join(known)}.")
     manifest = root / MANIFEST
     _check_writable([manifest, *(root / name for name in wanted)], overwrite)
+    if skull:
+        known = {name: with_skull(hospital) for name, hospital in known.items()}
     for name in wanted:
         write_hospital(known[name], root, seed, num_cases, coarseness)
     text = tomli_w.dumps({"database": [_manifest_entry(known[name]) for name in wanted]})

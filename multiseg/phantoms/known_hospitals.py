@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from multiseg.phantoms.synthetic_head import Pathology, Triple
+from multiseg.phantoms.surfaces import Triple
+from multiseg.phantoms.synthetic_head import Pathology
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Hospital:
     annotations: tuple[Annotation, ...]
     orientation: str
     pattern: str = "{case}/{modality}.nii.gz"
-    background: Literal["head", "zero", "z-score"] = "zero"
+    background: Literal["head", "zero", "z-score", "raw"] = "zero"
     dtype: Literal["float32", "int16"] = "float32"
     brain_mask: str | None = None
     participants: str | None = None

@@ -13,14 +13,13 @@ from typing import Literal, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float
 
+from multiseg.phantoms.raw_head import OUTER_SIGNAL, Outer, outer_tissues
+from multiseg.phantoms.surfaces import Field, Points, Triple, depth_mm, fraction
 from multiseg.types import Codes, Voxels
 
 Pathology: TypeAlias = Literal[
     "healthy", "multiple sclerosis", "glioma", "ischaemic stroke", "white matter hyperintensities", "chronic stroke"
 ]
-Triple: TypeAlias = tuple[float, float, float]
-Points: TypeAlias = Float[np.ndarray, "axis=3 *grid"]
-Field: TypeAlias = Float[np.ndarray, "*grid"]
 
 # Signal of (CSF, grey matter, white matter, scalp), then of the lesions by pathology and code; air is 0.
 _TISSUE_SIGNAL = {
@@ -104,6 +103,7 @@ class Anatomy:
     inside_brain: Bool[np.ndarray, "*grid"]
     tissues: Float[np.ndarray, "tissue=4 *grid"]  # fractions of (CSF, grey matter, white matter, scalp)
     blur_mm: float
+    outer: Outer | None = None  # face and neck, of a raw scan
 
 
 def draw_head(rng: np.random.Generator, old: bool) -> Head:
@@ -118,30 +118,17 @@ def draw_head(rng: np.random.Generator, old: bool) -> Head:
     )
 
 
-def _depth_mm(points: Points, centre: Triple, radii: Triple) -> Field:
-    """The approximate distance to the surface of an ellipsoid, positive inside."""
-    x, y, z = ((p - c) / r for p, c, r in zip(points, centre, radii, strict=True))
-    depth: Field = (1 - np.sqrt(x * x + y * y + z * z)) * float(np.mean(radii))
-    return depth
-
-
-def _fraction(depth_mm: Field, blur_mm: float) -> Field:
-    """The fraction of a voxel at this depth that is inside the surface."""
-    fraction: Field = np.clip(depth_mm / blur_mm + 0.5, 0, 1)
-    return fraction
-
-
 def _brain_depth_mm(points: Points) -> tuple[Field, Field]:
     """The depth below the hull of the brain, and below the hull with its fissures."""
     x, y, z = points
     hull = np.where(
         z > 0,
-        _depth_mm(points, (0.0, 0.0, 0.0), (58.0, 72.0, 54.0)),
-        _depth_mm(points, (0.0, 0.0, 0.0), (58.0, 72.0, 44.0)),
+        depth_mm(points, (0.0, 0.0, 0.0), (58.0, 72.0, 54.0)),
+        depth_mm(points, (0.0, 0.0, 0.0), (58.0, 72.0, 44.0)),
     )
     lower = np.maximum(
-        _depth_mm(points, (0.0, -40.0, -45.0), (42.0, 26.0, 18.0)),
-        _depth_mm(points, (0.0, -20.0, -50.0), (10.0, 10.0, 30.0)),
+        depth_mm(points, (0.0, -40.0, -45.0), (42.0, 26.0, 18.0)),
+        depth_mm(points, (0.0, -20.0, -50.0), (10.0, 10.0, 30.0)),
     )
     from_centre = np.sqrt((y / 46) ** 2 + ((z - 2) / 24) ** 2)
     midline = np.abs(x) - 0.5 + 30 * np.maximum(0, 1 - from_centre)
@@ -161,8 +148,12 @@ def _ventricle_distance_mm(points: Points, radius_mm: float) -> tuple[Field, Fie
     return distance, np.exp(-(((np.abs(along) - 1) / 0.22) ** 2))
 
 
-def anatomy_on(head: Head, world: Points, blur_mm: float) -> Anatomy:
-    """Evaluate a head at world coordinates in mm. Surfaces are blurred over `blur_mm` (partial volume)."""
+def anatomy_on(head: Head, world: Points, blur_mm: float, is_raw: bool = False) -> Anatomy:
+    """Evaluate a head at world coordinates in mm. Surfaces are blurred over `blur_mm` (partial volume).
+
+    Args:
+        is_raw: whether it has a face and a neck.
+    """
     axes = zip(world, head.warp, head.size, strict=True)
     points = np.stack([(axis + 2.5 * _evaluate(world, waves)) / size for axis, waves, size in axes])
     x, y, z = points
@@ -172,15 +163,16 @@ def anatomy_on(head: Head, world: Points, blur_mm: float) -> Anatomy:
     ventricle, horn = _ventricle_distance_mm(points, head.ventricle_mm)
     third = np.maximum(np.abs(x) - 0.3 * head.ventricle_mm, np.maximum(np.abs(y + 6) - 14, np.abs(z + 2) - 9))
     sides = np.stack([np.abs(x), y, z])
-    nuclei = np.max([_depth_mm(sides, centre, radii) for centre, radii in _DEEP_GREY], axis=0)
+    nuclei = np.max([depth_mm(sides, centre, radii) for centre, radii in _DEEP_GREY], axis=0)
 
-    solid = _fraction(cortex - 0.8, blur_mm) * _fraction(np.minimum(ventricle, third), blur_mm)
-    white = solid * _fraction(cortex - 4.0, blur_mm) * (1 - 0.8 * _fraction(nuclei, blur_mm))
-    fluid = _fraction(hull + 2.5, blur_mm) - solid
-    skull = np.maximum(hull, _depth_mm(points, (0.0, 0.0, 0.0), (58.0, 72.0, 58.0)))
-    scalp = _fraction(-skull - 6, blur_mm) * _fraction(skull + 11, blur_mm)
+    solid = fraction(cortex - 0.8, blur_mm) * fraction(np.minimum(ventricle, third), blur_mm)
+    white = solid * fraction(cortex - 4.0, blur_mm) * (1 - 0.8 * fraction(nuclei, blur_mm))
+    fluid = fraction(hull + 2.5, blur_mm) - solid
+    skull = np.maximum(hull, depth_mm(points, (0.0, 0.0, 0.0), (58.0, 72.0, 58.0)))
+    scalp = fraction(-skull - 6, blur_mm) * fraction(skull + 11, blur_mm)
     tissues = np.stack([np.maximum(fluid, 0), solid - white, white, scalp]).astype(np.float32)
-    return Anatomy(points, ventricle, horn, cortex, hull > -0.5, tissues, blur_mm)
+    outer = outer_tissues(points, skull, blur_mm) * (1 - tissues.sum(axis=0)) if is_raw else None
+    return Anatomy(points, ventricle, horn, cortex, hull > -0.5, tissues, blur_mm, outer)
 
 
 @dataclass(frozen=True)
@@ -235,21 +227,21 @@ def lesion_parts(lesions: Lesions, anatomy: Anatomy) -> dict[int, Field]:
     points, blur_mm = anatomy.points, anatomy.blur_mm
     ragged = _evaluate(points, lesions.ragged)
     blobs = zip(lesions.centres.tolist(), lesions.radii.tolist(), strict=True)
-    depth = np.max([_depth_mm(points, tuple(centre), tuple(radii)) for centre, radii in blobs], axis=0)
+    depth = np.max([depth_mm(points, tuple(centre), tuple(radii)) for centre, radii in blobs], axis=0)
     solid = anatomy.tissues[1] + anatomy.tissues[2]
     if lesions.pathology == "glioma":
         depth = depth + 1.8 * ragged
         radius = float(lesions.radii.mean())
-        inside, core = _fraction(depth, blur_mm), _fraction(depth - 0.38 * radius, blur_mm)
+        inside, core = fraction(depth, blur_mm), fraction(depth - 0.38 * radius, blur_mm)
         reach = 0.55 * radius + 3 * ragged - 5 * (1 - anatomy.tissues[2])
-        return {1: core, 2: _fraction(depth + reach, blur_mm) * solid * (1 - inside), 4: inside - core}
+        return {1: core, 2: fraction(depth + reach, blur_mm) * solid * (1 - inside), 4: inside - core}
     if lesions.pathology in ("ischaemic stroke", "chronic stroke"):
-        return {1: _fraction(depth + 3.5 * ragged, blur_mm) * solid}
+        return {1: fraction(depth + 3.5 * ragged, blur_mm) * solid}
     depth = depth + 0.9 * ragged
     if lesions.band_mm:
         band = lesions.band_mm * (0.6 + 0.6 * ragged + 1.5 * anatomy.horn) - anatomy.ventricle_mm
         depth = np.maximum(depth, band)
-    return {1: _fraction(depth, blur_mm) * np.minimum(1, 1.15 * anatomy.tissues[2])}
+    return {1: fraction(depth, blur_mm) * np.minimum(1, 1.15 * anatomy.tissues[2])}
 
 
 def codes_of(parts: dict[int, Field], threshold: float = 0.5) -> Codes:
@@ -263,6 +255,8 @@ def measure(modality: str, anatomy: Anatomy, lesions: Lesions, rng: np.random.Ge
     """Simulate a scan, about 0 to 1: tissues and lesions, bias field, Rician noise."""
     levels = np.array(_TISSUE_SIGNAL[modality], np.float32)
     healthy = np.einsum("t,t...->...", levels, anatomy.tissues)
+    if anatomy.outer is not None:
+        healthy += np.einsum("t,t...->...", np.array(OUTER_SIGNAL[modality], np.float32), anatomy.outer)
     signal = healthy * (1 + _TEXTURE.get(modality, 0.04) * _evaluate(anatomy.points, _draw_waves(rng, 22.0)))
     contrast = _LESION_SIGNAL[lesions.pathology]
     for code, part in lesion_parts(lesions, anatomy).items():

@@ -12,9 +12,11 @@ import torch
 from multiseg.allocator import keep_memory
 from multiseg.errors import UsageError
 from multiseg.loaders.transform import Transform
+from multiseg.models.brain_network import carry_on
 from multiseg.models.builders import Builder, build
+from multiseg.models.contrasts import Contrasts
 from multiseg.models.learnt_scans import LearntScans
-from multiseg.models.saved import BEST, LAST, ModelInfo, save_model
+from multiseg.models.saved import BEST, LAST, ModelInfo, read_contrasts, save_model
 from multiseg.models.two_branch import TwoBranch
 from multiseg.processes import stop_on_signals
 from multiseg.training.anchors import put_anchor
@@ -26,8 +28,15 @@ from multiseg.training.fit import Hooks, fit
 from multiseg.training.numerics import precision
 from multiseg.training.objectives import OwnObjective
 from multiseg.training.optimisers import OwnOptimiser, make_optimiser
-from multiseg.training.prepared_run import check_is_parents_network, inherited, prepare_run, with_listed_labels
+from multiseg.training.prepared_run import (
+    PreparedRun,
+    check_is_parents_network,
+    inherited,
+    prepare_run,
+    with_listed_labels,
+)
 from multiseg.training.resume import begin
+from multiseg.training.run_contrasts import run_contrasts
 from multiseg.training.run_folder import TrainOptions, claimed_folder, flat, with_all_seeds
 from multiseg.training.stages import check_stage, stage_named
 from multiseg.training.start import Parent, parent_of, take_weights
@@ -119,6 +128,8 @@ def train(
         peers.diversify_seeds(options.seed)
         lessons = prepared.lessons(parent, accept_changes)
         with _claimed(Path(out), options, overwrite, peers):
+            if parent is not None and peers.is_first:
+                carry_on(parent.file, Path(out))
             begun = begin(Path(out), state, info, options, lessons, peers)
             steps_before = state.step
             if peers.is_first:
@@ -126,12 +137,13 @@ def train(
             with stop_on_signals() as should_stop, _reported(Path(out), state, options, peers, on_event) as report:
                 for note in (*begun.notes, *prepared.notes(state.step)):
                     report(note)
+                about = (info, begun.learnt, _contrasts(Path(out), prepared, parent, peers))
                 hooks = Hooks(
                     report,
                     validate=lambda: validate(
                         stage.view(state.model), prepared.answered, store, held_out, should_stop, peers
                     ),
-                    save=lambda is_best: _save(Path(out), state, (info, begun.learnt), is_best, peers),
+                    save=lambda is_best: _save(Path(out), state, about, is_best, peers),
                     should_stop=should_stop,
                     objective=prepared.objective(own.objective),
                     transform=own.augment,
@@ -175,14 +187,29 @@ def _check_is_elsewhere(model: Path, out: Path) -> None:
         raise UsageError(f"{out} holds the model that the run starts from and would overwrite: choose another --out.")
 
 
-def _save(out: Path, state: TrainState, about: tuple[ModelInfo, LearntScans], is_best: bool, peers: Peers) -> None:
+def _contrasts(out: Path, prepared: PreparedRun, parent: Parent | None, peers: Peers) -> Contrasts | None:
+    """What the run's sequences look like: as when it began, if it resumes; made by the process that saves."""
+    if not peers.is_first:
+        return None
+    known = read_contrasts(out / LAST) if (out / LAST).is_file() else None
+    before = None if parent is None else read_contrasts(parent.file)
+    return known or run_contrasts(prepared.store, prepared.drawn, prepared.info, before)
+
+
+def _save(
+    out: Path,
+    state: TrainState,
+    about: tuple[ModelInfo, LearntScans, Contrasts | None],
+    is_best: bool,
+    peers: Peers,
+) -> None:
     _, *others = peers.gather(generators(state))
     if peers.is_first:
-        info, learnt = about
+        info, learnt, contrasts = about
         now = info.at(state.step, state.history[-1] if state.history else {})
-        save_model(out / LAST, state.model, now, learnt)
+        save_model(out / LAST, state.model, now, learnt, contrasts)
         if is_best:
-            save_model(out / BEST, state.model, now, learnt)
+            save_model(out / BEST, state.model, now, learnt, contrasts)
         # Last: after a kill before this line the steps since the last save are repeated, and the models written again.
         save_state(out / RESUME, state, others)
     peers.gather(None)  # no process continues or ends before the files are written

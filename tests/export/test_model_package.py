@@ -17,6 +17,7 @@ from multiseg.errors import CheckpointError, UsageError
 from multiseg.export.model_package import handover, write_hub_folder, write_package
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
+from multiseg.models.brain_network import BRAIN_FILE, load_brain_network
 from multiseg.models.builders import build
 from multiseg.models.learnt_scans import LearntScans
 from multiseg.models.packages import read_package
@@ -53,6 +54,34 @@ def make_run(folder: Path, info: ModelInfo = INFO) -> Path:
     network = build(info.builder, 3, info.space.num_logits, **info.numbers)
     save_model(folder / BEST, network, info, LearntScans.of(["ab" * 32], ["cd" * 32]))
     return folder
+
+
+BRAIN = replace(
+    INFO,
+    axis=ModalityAxis("any sequence"),
+    space=LabelSpace.of("tissue:brain"),
+    trained_on={"any sequence": ("ms",)},
+    databases={"ms": {"pathology": "multiple sclerosis", "num_cases": 7, "licence": "CC0"}},
+)
+
+
+def test_a_package_carries_the_brain_network(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert BRAIN_FILE not in handover(run).files
+    network = build("multi_unet", 1, 1, **INFO.numbers)
+    save_model(run / BRAIN_FILE, network, BRAIN, LearntScans.of(["ef" * 32]))
+    handed = handover(run)
+    (doubt,) = [text for text in handed.doubts if "--brain-mask model" in text]
+    assert "ms (CC0)" in doubt
+    write_package(handed, tmp_path / "packed.multiseg")
+    carried = load_brain_network(tmp_path / "packed.multiseg")
+    assert carried is not None
+    assert (carried.info, carried.learnt) == (BRAIN, None)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(carried.network.state_dict()[name], tensor)
+    assert handover(run, keep_digests=True).files[BRAIN_FILE] == (run / BRAIN_FILE).read_bytes()
+    write_hub_folder(handed, tmp_path / "hub")
+    assert load_brain_network(tmp_path / "hub") is not None
 
 
 def add_evaluation(run: Path, name: str, model: str) -> None:

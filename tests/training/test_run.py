@@ -16,7 +16,7 @@ from multiseg.labels import LabelSpace
 from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import StreamOptions
 from multiseg.loaders.draw import DrawOptions
-from multiseg.models.saved import load_model, read_info
+from multiseg.models.saved import load_model, read_contrasts, read_info
 from multiseg.processes import stop_on_signals
 from multiseg.store.ingest.ingest_plan import IngestOptions
 from multiseg.store.ingest.ingestion import ingest
@@ -268,6 +268,8 @@ def test_the_model_says_where_it_comes_from(store_url, tmp_path):
     assert info.spacing_mm == (5.0, 5.0, 5.0)
     assert info.databases["birch"]["pathology"] == "glioma"
     assert info.databases["birch"]["licence"] == "CC0-1.0"
+    contrasts = read_contrasts(tmp_path / "last.safetensors")
+    assert {name: tuple(means) for name, means in contrasts.means.items()} == info.trained_on
 
 
 def test_names_of_labels():

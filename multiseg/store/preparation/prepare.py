@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -74,12 +74,21 @@ class PreparedCase:
         return {n: (m - float(o), s) for (n, (m, s)), o in zip(self.intensity.items(), self.outside, strict=True)}
 
 
+BrainFinder: TypeAlias = Callable[[Scene, Journal], Volume]
+"""Makes the brain mask of a case that has none, in RAS+."""
+
+
 def prepare_case(
-    files: CaseFiles, schemas: Mapping[str, LabelSchema], recipe: Recipe, only: Collection[str] = ()
+    files: CaseFiles,
+    schemas: Mapping[str, LabelSchema],
+    recipe: Recipe,
+    only: Collection[str] = (),
+    find_brain: BrainFinder | None = None,
 ) -> PreparedCase:
     """Read and prepare one case.
 
     Args:
+        find_brain: makes the case's brain mask; the recipe's rule is then "file".
         only: sequences to prepare (all if empty). The reference still gives the grid, the brain and the alignment of
             the others.
 
@@ -88,14 +97,20 @@ def prepare_case(
         UsageError: the recipe's brain extraction cannot be run.
     """
     with one_case(files.case, files.paths):
-        return _prepare(files, schemas, recipe, only)
+        return _prepare(files, schemas, recipe, only, find_brain)
 
 
 def _prepare(
-    files: CaseFiles, schemas: Mapping[str, LabelSchema], recipe: Recipe, only: Collection[str]
+    files: CaseFiles,
+    schemas: Mapping[str, LabelSchema],
+    recipe: Recipe,
+    only: Collection[str],
+    find_brain: BrainFinder | None,
 ) -> PreparedCase:
     journal = Journal()
     scene = read_scene(files, schemas, recipe, journal)
+    if find_brain is not None:
+        scene = replace(scene, volumes={**scene.volumes, "brain_mask": find_brain(scene, journal)})
     # All sequences are aligned first, so that the choice does not change the grid.
     if only:
         scene = replace(scene, names=tuple(name for name in scene.names if name in only))

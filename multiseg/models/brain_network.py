@@ -1,0 +1,86 @@
+"""The network that finds the brain in a scan with its skull: a model of one channel, which a model may carry.
+
+It is a model file of its own, `brain.safetensors`, beside the model in a run folder, and a member of a package.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from multiseg.errors import CheckpointError
+from multiseg.files import check_files, write_atomically
+from multiseg.models.packages import is_package, read_package
+from multiseg.models.saved import Model, ModelInfo, load_model, load_model_of, model_path, read_info
+
+BRAIN_FILE = "brain.safetensors"
+ANY_SEQUENCE = "any sequence"
+"""The name of its only channel: it sees one sequence at a time, whichever that is."""
+BRAIN = "brain"
+"""The structure that it finds."""
+
+
+def is_brain_network(info: ModelInfo) -> bool:
+    """Whether a model finds the brain."""
+    return tuple(info.axis) == (ANY_SEQUENCE,) and info.space.names == (BRAIN,)
+
+
+def place_in(into: Path, overwrite: bool) -> Path:
+    """The file of a brain network that is to be written into a run folder, or under this name.
+
+    Raises:
+        CheckpointError: the folder has no model.
+        UsageError: the file may not be written, see `check_files`.
+    """
+    out = model_path(into).with_name(BRAIN_FILE) if into.is_dir() else into
+    check_files([out], overwrite=overwrite, kinds=(".safetensors",))
+    return out
+
+
+def carried_bytes(model: Path) -> bytes | None:
+    """The file of the brain network that a run folder, a model file or a package carries; None if it has none.
+
+    Raises:
+        CheckpointError: there is no model, or the package is damaged.
+    """
+    file = model_path(model)
+    if is_package(file):
+        return read_package(file).get(BRAIN_FILE)
+    beside = file.with_name(BRAIN_FILE)
+    return beside.read_bytes() if beside.is_file() else None
+
+
+def carry_on(model: Path, folder: Path) -> None:
+    """Give the brain network that a model carries to one that is made from it, in a run folder that has none yet."""
+    data = carried_bytes(model)
+    if data is not None and not (folder / BRAIN_FILE).exists():
+        write_atomically(folder / BRAIN_FILE, data)
+
+
+def brain_network_at(path: Path, device: str = "cpu") -> Model | None:
+    """The brain network in this file itself, or else the one that the model there carries; None if it has none.
+
+    Raises:
+        as `load_brain_network`.
+    """
+    file = model_path(path)
+    return load_model(file, device) if is_brain_network(read_info(file)) else load_brain_network(file, device)
+
+
+def load_brain_network(model: Path, device: str = "cpu") -> Model | None:
+    """The brain network that a model carries, in eval mode; None if it has none.
+
+    Raises:
+        CheckpointError: it is damaged, or does not find brains.
+        UsageError: there is no such device.
+    """
+    data = carried_bytes(model)
+    if data is None:
+        return None
+    where = f"{BRAIN_FILE} of {model}"
+    network = load_model_of(data, where, device)
+    if not is_brain_network(network.info):
+        raise CheckpointError(
+            f"{where} is no brain network: it segments {', '.join(network.info.space.names)} from "
+            f"{', '.join(network.info.axis)}. Make one: multiseg train-brain STORE --into {model}."
+        )
+    return network

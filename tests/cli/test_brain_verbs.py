@@ -1,0 +1,55 @@
+"""Verbs: train-brain and brain-mask; and what info says of a model that carries a brain network."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from multiseg.cli.app import run
+from multiseg.labels import LabelSpace
+from multiseg.modalities import ModalityAxis
+from multiseg.models.brain_network import BRAIN_FILE
+from multiseg.models.builders import build
+from multiseg.models.saved import BEST, ModelInfo, save_model
+
+INFO = ModelInfo(
+    builder="multi_unet", numbers={"widths": [2, 4], "dropout": 0.0}, axis=ModalityAxis("T1"), space=LabelSpace(),
+    spacing_mm=(5.0, 5.0, 5.0), patch=(8, 8, 8), trained_on={"T1": ("alder",)}, databases={},
+)  # fmt: skip
+
+
+def make_run(folder: Path) -> Path:
+    folder.mkdir()
+    save_model(folder / BEST, build("multi_unet", 1, 1, **INFO.numbers), INFO)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_run_carries_what_train_brain_makes(
+    store_url: str, hospitals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_run(tmp_path / "run")
+    assert run(["info", str(folder / BEST), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["brain_network"] is None
+    words = ["train-brain", store_url, "--into", str(folder), "--steps", "1", "--database", "alder"]
+    assert run([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["path"] == str(folder / BRAIN_FILE)
+    assert all(name.startswith("alder/") for name in told["cases"])
+    assert 0 <= told["dice"] <= 1
+    assert run(words) == 2  # it is there already
+    assert run(["info", str(folder / BEST)]) == 0
+    assert "brains (alder)" in " ".join(capsys.readouterr().out.split())
+    # After one step the network may find anything: no brain is an error of the scan, and else there is a mask.
+    scan = hospitals / "alder" / "A001" / "T1.nii.gz"
+    code = run(["brain-mask", str(folder), str(scan), "-o", str(tmp_path / "mask.nii.gz")])
+    assert (code, (tmp_path / "mask.nii.gz").exists()) in ((0, True), (3, False))
+
+
+def test_a_folder_without_a_model_is_an_error(
+    store_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train-brain", store_url, "--into", str(tmp_path)]) == 3
+    assert "has no model.safetensors" in capsys.readouterr().err
+    assert run(["train-brain", store_url, "--into", str(tmp_path / "brain.txt")]) == 2
+    assert ".safetensors" in capsys.readouterr().err
