@@ -253,7 +253,7 @@ def without_learnt(path: Path) -> bytes:
         # The key is made of the validation cases, too: whoever has all of them could recognise them by it.
         return kept | ({CALIBRATION: {**kept[CALIBRATION], "key": ""}} if CALIBRATION in kept else {})
 
-    return _described_anew(path, without)
+    return _with_description(path, without)
 
 
 def with_calibration(path: Path, calibration: Calibration) -> bytes:
@@ -263,10 +263,10 @@ def with_calibration(path: Path, calibration: Calibration) -> bytes:
         CheckpointError: as `read_info`.
     """
     read_info(path)
-    return _described_anew(path, lambda about: {**about, CALIBRATION: calibration.to_json()})
+    return _with_description(path, lambda about: {**about, CALIBRATION: calibration.to_json()})
 
 
-def _described_anew(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> bytes:
+def _with_description(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> bytes:
     metadata = change(json.loads(_metadata(path)["multiseg"]))
     return save(load_weights(path), metadata={"multiseg": json.dumps(metadata)})
 

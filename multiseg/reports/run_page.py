@@ -145,14 +145,14 @@ def _data(run: RunRecord, runs: Sequence[RunRecord]) -> Table:
     return Table(columns, rows, columns[3:5], long=["licence"], heading=run.name if len(runs) > 1 else "")
 
 
-def _evaluations(runs: Sequence[RunRecord]) -> list[HeatMap | Table | Text]:
+def _evaluations(runs: Sequence[RunRecord]) -> list[HeatMap | Table | Text | Drawing]:
     if not any(run.evaluations for run in runs):
         return [Text("\n".join(f"multiseg evaluate {run.folder}" for run in runs))]
-    parts: list[HeatMap | Table | Text] = []
+    parts: list[HeatMap | Table | Text | Drawing] = []
     for run in runs:
         for evaluation in run.evaluations:
             heading = evaluation.name if len(runs) == 1 else f"{run.name}: {evaluation.name}"
-            parts += [*_heat_maps(evaluation, heading), _means(evaluation, heading)]
+            parts += [*_heat_maps(evaluation, heading), *_reliability(evaluation, heading), _means(evaluation, heading)]
     return [_compared(runs), *parts] if len(runs) > 1 else parts
 
 
@@ -163,6 +163,30 @@ def _evaluation_note(runs: Sequence[RunRecord]) -> str:
         "Heat maps: mean Dice by database (across) and set of sequences that the model got (down). An empty field has "
         "no case. Only cases that the model has not learnt from count, unless a heading says otherwise."
     )
+
+
+def _reliability(evaluation: EvaluationRecord, heading: str) -> list[Drawing]:
+    """The share of true voxels by probability, of all held-out cases and sets of sequences together."""
+    bins = evaluation.reliability
+    if bins.empty or not len(bins := bins[(bins["learnt"] == NOT_LEARNT) & (bins["probabilities"] == "calibrated")]):
+        return []
+    curves = {}
+    for label, rows in bins.groupby("label", sort=False):
+        sums = rows.assign(
+            p=rows["mean_probability"] * rows["num_voxels"], true=rows["share_true"] * rows["num_voxels"]
+        )
+        pooled = sums.groupby("from")[["num_voxels", "p", "true"]].sum()
+        means = zip(pooled["p"] / pooled["num_voxels"], pooled["true"] / pooled["num_voxels"], strict=True)
+        curves[str(label)] = [(float(p), float(share)) for p, share in means]
+    return [drawn(partial(_draw_reliability, curves), f"{heading}: can the probabilities be believed?")]
+
+
+def _draw_reliability(curves: Mapping[str, Points], figure: Figure) -> None:
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color="#999999", lw=0.8, ls="--", label="right")
+    draw_lines(axes, curves, "share of true voxels", "probability")
+    axes.set(xlim=(0, 1), ylim=(0, 1), xticks=[0, 0.25, 0.5, 0.75, 1])
+    figure.legend(loc="outside right upper", frameon=False)
 
 
 def _heat_maps(evaluation: EvaluationRecord, heading: str) -> list[HeatMap]:

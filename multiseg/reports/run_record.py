@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from multiseg.models.saved import ModelInfo, model_path, read_info
 from multiseg.training.run_data import DATA
 from multiseg.training.run_folder import LOG, RUN_FILE
 
-EVALUATIONS = "evaluation-*"
+EVALUATIONS = ("evaluation-*", "cross-validation*")
+"""Patterns of the folders of evaluations in that of a run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,7 @@ class EvaluationRecord:
 
     Attributes:
         about: summary.json.
+        reliability: the bins of probabilities, see `evaluation.reliability`; empty without any.
         is_current: whether it is of the model that the folder holds now.
     """
 
@@ -38,6 +40,7 @@ class EvaluationRecord:
     summary: pd.DataFrame
     about: Mapping[str, Any]
     is_current: bool
+    reliability: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def name(self) -> str:
@@ -83,7 +86,7 @@ def read_run(folder: Path) -> RunRecord:
     file = model_path(folder)
     events = _events(folder / LOG)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    found = [path.parent for path in sorted(folder.glob(f"{EVALUATIONS}/{SUMMARY}"))]
+    found = [path.parent for name in EVALUATIONS for path in sorted(folder.glob(f"{name}/{SUMMARY}"))]
     evaluations = [_read_evaluation(place, digest) for place in found]
     return RunRecord(
         name=folder.resolve().name,
@@ -102,7 +105,10 @@ def read_run(folder: Path) -> RunRecord:
 def _read_evaluation(folder: Path, digest: str) -> EvaluationRecord:
     about = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     cases, summary = (_read_rows(folder / name) for name in ("cases.csv", "summary.csv"))
-    return EvaluationRecord(folder, cases, summary, about, about.get("model") == digest)
+    bins = folder / "reliability.csv"
+    reliability = _read_rows(bins) if bins.is_file() else pd.DataFrame()
+    # An evaluation of several models, such as all folds, names none.
+    return EvaluationRecord(folder, cases, summary, about, about.get("model", digest) == digest, reliability)
 
 
 def _read_rows(path: Path) -> pd.DataFrame:

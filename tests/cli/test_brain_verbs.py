@@ -1,9 +1,9 @@
 """Verbs: train-brain and brain-mask; and what info says of a model that carries a brain network."""
 
-import json
 from pathlib import Path
 
 import pytest
+from json_documents import checked
 
 from multiseg.cli.app import run
 from multiseg.labels import LabelSpace
@@ -30,10 +30,10 @@ def test_a_run_carries_what_train_brain_makes(
 ) -> None:
     folder = make_run(tmp_path / "run")
     assert run(["info", str(folder / BEST), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["brain_network"] is None
+    assert checked(capsys.readouterr().out, "info")["brain_network"] is None
     words = ["train-brain", store_url, "--into", str(folder), "--steps", "1", "--database", "alder"]
     assert run([*words, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    told = checked(capsys.readouterr().out, "train-brain")
     assert told["path"] == str(folder / BRAIN_FILE)
     assert all(name.startswith("alder/") for name in told["cases"])
     assert 0 <= told["dice"] <= 1

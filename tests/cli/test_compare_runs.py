@@ -96,11 +96,11 @@ def test_what_cannot_be_compared_is_refused(
 ) -> None:
     first, second = str(runs / "first"), str(runs / "second")
     assert run(["evaluate", first, second]) == 2
-    assert "answer together, --fuse lesion-over-tissue, or compare them: --compare" in capsys.readouterr().err
+    assert "--fuse lesion-over-tissue or --ensemble mean, or compare them: --compare" in capsys.readouterr().err
     assert run(["evaluate", first, "--compare"]) == 2
     assert "--compare needs two runs or more" in capsys.readouterr().err
     assert run(["evaluate", first, second, "--compare", "--fuse", "lesion-over-tissue"]) == 2
-    assert "leave out --fuse and --predictions" in capsys.readouterr().err
+    assert "--fuse and --compare exclude each other" in capsys.readouterr().err
     shutil.copytree(runs / "first", tmp_path / "other")
     (tmp_path / "other" / "run.toml").write_text('store = "elsewhere.zarr"\n')
     assert run(["evaluate", first, str(tmp_path / "other"), "--compare"]) == 2

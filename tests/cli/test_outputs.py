@@ -16,8 +16,8 @@ from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import multi_unet
 from multiseg.models.saved import ModelInfo, save_model
 
-RESUMABLE = {"demo", "ingest", "experiment", "simulate", "server"}
-"""Verbs whose same command goes on in a folder of their own, and which write over nothing else."""
+RESUMABLE = {"demo", "ingest", "experiment", "simulate", "server", "calibrate"}
+"""Verbs whose same command goes on in a folder or a model of their own, and which write over nothing else."""
 NEVER = {"site"}
 """A kit with a key is never overwritten."""
 

@@ -8,6 +8,7 @@ import pytest
 
 from multiseg.evaluation.reliability import (
     BINS,
+    CELL,
     Confidence,
     bins_of,
     confidence_row,
@@ -15,6 +16,7 @@ from multiseg.evaluation.reliability import (
     error_changes,
     expected_and_true,
     expected_dice,
+    joined_tables,
     pooled_errors,
     reliability_table,
     spearman,
@@ -88,6 +90,14 @@ def cell(case: str, p: float, num_true: int, database: str = "ms") -> dict[str, 
     other = bins_of(np.full(10, 0.5), np.arange(10) < num_true).tolist()
     names = {"database": database, "case": case, "label": "lesion", "modalities": "T1", "learnt": ""}
     return {**names, BINS: [bins, other]}
+
+
+def test_tables_of_parts_join_to_the_table_of_all() -> None:
+    rows = [cell("a", 0.7, 9), cell("b", 0.7, 5), cell("c", 0.7, 7, "wmh")]
+    joined = joined_tables([reliability_table(rows[:1]), reliability_table(rows[1:])])
+    key = [*CELL, "probabilities", "from", "to"]
+    expected = reliability_table(rows).sort_values(key, ignore_index=True)
+    pd.testing.assert_frame_equal(joined.sort_values(key, ignore_index=True)[list(expected)], expected)
 
 
 def test_the_pooled_error_is_that_of_all_voxels() -> None:

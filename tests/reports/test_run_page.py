@@ -56,6 +56,7 @@ def test_it_shows_how_the_model_learnt_what_it_reaches_and_how_it_was_made(runs:
     dice = pd.read_csv(runs / "joint" / "evaluation-all" / "summary.csv").query("learnt == 'train'")["dice"].iloc[0]
     assert f">{dice:.2f}</td>" in text
     assert "use in training train: " in text
+    assert "evaluation-all: can the probabilities be believed?" in text
 
 
 @pytest.mark.slow

@@ -7,22 +7,23 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import jsonschema
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from json_documents import checked
 from torch import Tensor, nn
 
 from multiseg.cli.app import run
 from multiseg.errors import DataError, ResourceError, UsageError
+from multiseg.evaluation.case_answers import AnswerOptions, Shown, answer_of
 from multiseg.evaluation.cohort_records import CaseRecord
 from multiseg.evaluation.evaluation_result import EvaluateOptions
 from multiseg.evaluation.model_evaluation import evaluate
 from multiseg.evaluation.prediction import predict
 from multiseg.evaluation.prediction_inputs import PredictOptions
 from multiseg.evaluation.structure_tables import StructureRow
-from multiseg.evaluation.voting import look_doubts
+from multiseg.evaluation.voting import Voters, look_doubts
 from multiseg.export.model_package import handover, write_package
 from multiseg.files import lock_folder
 from multiseg.labels import LabelSpace
@@ -37,7 +38,6 @@ from multiseg.training import calibration as module
 from multiseg.training.calibration import CalibrateOptions, calibrate
 from multiseg.training.start import Channels, StartOptions, descended, parent_of
 
-SCHEMA = Path(__file__).parents[2] / "docs" / "schemas" / "calibrate.json"
 NUMBERS = {"widths": [2, 3], "dropout": 0.0}
 ALDER = CalibrateOptions("alder", overlap=0.0)
 
@@ -271,8 +271,7 @@ def test_the_command(plain: Path, store_url: str, tmp_path: Path, capsys: pytest
     shutil.copy(plain, file)
     command = ["calibrate", str(file), "--store", store_url, "--database", "alder", "--overlap", "0"]
     assert run([*command, "--device", "cpu", "--json"]) == 0
-    content = json.loads(capsys.readouterr().out)
-    jsonschema.validate(content, json.loads(SCHEMA.read_text(encoding="utf-8")))
+    content = checked(capsys.readouterr().out, "calibrate")
     assert [fit["num_sequences"] for fit in content["fits"]] == [1, 2]
     assert all(fit["loss_after"] < fit["loss_before"] for fit in content["fits"])
     assert run([*command, "--device", "cpu"]) == 0
@@ -299,13 +298,14 @@ def test_a_package_carries_the_temperatures(calibrated: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_models_that_vote_answer_as_before_and_average_what_is_calibrated(
-    plain: Path, calibrated: Path, hospitals: Path, tmp_path: Path
+@pytest.mark.parametrize("rule", ["vote", "mean"])
+def test_ensembles_answer_as_before_and_average_what_is_calibrated(
+    rule: str, plain: Path, calibrated: Path, hospitals: Path, tmp_path: Path
 ) -> None:
     scan = next((hospitals / "alder").rglob("*FLAIR.nii.gz"))
     found = {}
     for name, models in {"calibrated": (calibrated,), "plain": (plain,), "both": (plain, calibrated)}.items():
-        together = {"others": models[1:], "together": "vote"} if len(models) > 1 else {}
+        together = {"others": models[1:], "together": rule} if len(models) > 1 else {}
         options = PredictOptions(brain_mask="nonzero", overlap=0.0, **together)
         found[name] = predict(models[0], {"FLAIR": scan}, tmp_path / f"{name}.nii.gz", options)
     labels = [one.answer.labels for one in found.values()]
@@ -318,8 +318,35 @@ def test_models_that_vote_answer_as_before_and_average_what_is_calibrated(
     for least, is_flagged in ((expected - 0.01, False), (expected + 0.01, True)):
         calibrations = [replace(CALIBRATION, look_below={"lesion": one}) for one in (0.0, least)]
         infos = [replace(read_info(plain), calibration=one) for one in calibrations]
-        doubts = look_doubts([Model(TooSure(), info) for info in infos], {"lesion": expected})
+        doubts = look_doubts(Voters(tuple(Model(TooSure(), info) for info in infos), rule), {"lesion": expected})
         assert [doubt.code for doubt in doubts] == (["LOOK_AT_THIS"] if is_flagged else [])
+
+
+class Says(nn.Module):
+    """Gives every voxel one probability."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.logit = nn.Parameter(torch.tensor(probability).logit())
+
+    def forward(self, images: Tensor, present: Tensor) -> Tensor:
+        return self.logit * torch.ones_like(images[:, :1])
+
+
+def test_the_mean_of_an_ensemble_decides_before_any_calibration(plain: Path) -> None:
+    soft = Temperatures(10.0, 10.0)  # of 0.6 it makes 0.51, so that the mean of what is shown is below 0.5
+    info = read_info(plain)
+    number = len(info.axis)
+    calibration = replace(CALIBRATION, temperatures=dict.fromkeys(range(1, number + 1), soft))
+    models = [Model(Says(0.45), info), Model(Says(0.6), replace(info, calibration=calibration))]
+    shape = info.patch
+    shown = Shown(np.ones((number, *shape), np.float32), np.ones(number, bool), info.axis)
+    answer = answer_of(models, "mean", shown, AnswerOptions(0.0), np.ones(shape, bool))
+    assert answer.probabilities == pytest.approx(np.full((1, *shape), 0.525), abs=1e-5)
+    assert answer.calibrated == pytest.approx(np.full((1, *shape), (0.45 + 0.51013) / 2), abs=1e-4)
+    assert (answer.labels == 1).all()
+    uncalibrated = answer_of(models[:1], "", shown, AnswerOptions(0.0), np.ones(shape, bool))
+    assert uncalibrated.calibrated is uncalibrated.probabilities
 
 
 @pytest.mark.slow

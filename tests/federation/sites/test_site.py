@@ -174,7 +174,7 @@ def test_running_statistics_are_averages_over_the_batches():
             return self
 
     two.norm.num_batches_tracked += 4
-    estimate_norms.__wrapped__(two, [two.norm], [Shown(1.0), Shown(4.0)])
+    estimate_norms(two, [two.norm], [Shown(1.0), Shown(4.0)])
     assert two.norm.running_mean.tolist() == [2.5, 2.5]
     assert two.norm.running_var.tolist() == [0.0, 0.0]
     assert two.norm.num_batches_tracked == 4
