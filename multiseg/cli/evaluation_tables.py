@@ -47,7 +47,7 @@ def print_evaluation(result: Evaluation, folder: Path) -> None:
         _print_rows(f"{title}, mean by subset of sequences", keys, rows, _means(result.own_metrics))
         _print_rows(f"{title}: lesions, surfaces, volumes and pooled voxels", keys, rows, _trust())
         if len(result.reliability):
-            _print_rows(f"{title}: probabilities", keys, rows, _probabilities(result.calibration is not None))
+            _print_rows(f"{title}: probabilities", keys, rows, _probabilities(result.is_calibrated))
     scoring, rule = result.scoring, result.scoring.rule
     least = "more than" if rule.more_than else "at least"
     output().print(
@@ -65,9 +65,9 @@ def _print_confidence(result: Evaluation) -> None:
     """Whether the calibration has helped, and whether the expected Dice orders the cases as the true one does."""
     if not len(result.reliability):
         return
-    if result.calibration is None:
+    if not result.is_calibrated:
         output().print("The model is not calibrated: multiseg calibrate.")
-    for change in error_changes(result.summary) if result.calibration else []:
+    for change in error_changes(result.summary) if result.is_calibrated else []:
         output().print(
             f"{result.title_of(change['learnt'])}: the calibration lowers the error of the pooled voxels in "
             f"{change['num_lower']} of {change['num_cells']} cells (database, structure, subset)."

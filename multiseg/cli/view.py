@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,11 +141,17 @@ def _stored(url: str, chosen: Chosen) -> StoredCases:
 def _evaluated(run: Path, chosen: Chosen, places: PlaceFlags) -> Cases:
     from multiseg.evaluation.model_evaluation import store_of_run
     from multiseg.evaluation.stored_answers import answered
-    from multiseg.models.saved import load_model
-    from multiseg.viewer.evaluated_cases import EvaluatedCases, newest_evaluation, read_evaluation
+    from multiseg.models.saved import load_model, model_path
+    from multiseg.viewer.evaluated_cases import EvaluatedCases, about_evaluation, newest_evaluation, read_evaluation
 
-    stored = _stored(places.source or store_of_run(run), chosen)
     evaluation = places.evaluation or newest_evaluation(run if run.is_dir() else run.parent)
+    about = about_evaluation(evaluation) if evaluation else {}
+    # An evaluation of another store has cases of that store, perhaps of the same names.
+    stored = _stored(places.source or about.get("store") or store_of_run(run), chosen)
+    title = str(evaluation or run)
+    digest = hashlib.sha256(model_path(run).read_bytes()).hexdigest()
+    if about and digest not in about.get("models", [about.get("model")]):
+        title += " (of an older model)"
     table = None if evaluation is None else read_evaluation(evaluation)
     if table is not None and (chosen.case or chosen.databases or chosen.split):
         table = table[(table["database"] + "/" + table["case"]).isin(list(stored.cases))]
@@ -153,7 +160,7 @@ def _evaluated(run: Path, chosen: Chosen, places: PlaceFlags) -> Cases:
         model = load_model(run)
         return model.info.space, answered(model, stored.store, case, OVERLAP)[2]
 
-    return EvaluatedCases(str(evaluation or run), stored, table, segment)
+    return EvaluatedCases(title, stored, table, segment)
 
 
 def _predicted(root: Path, chosen: Chosen, places: PlaceFlags, folder: FolderFlags) -> Cases:

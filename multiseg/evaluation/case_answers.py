@@ -146,7 +146,8 @@ def answer_of(
 
 def temperatures_for(model: Model, shown: Shown) -> Temperatures:
     """The temperatures of a model for the number of its sequences that it is shown."""
-    return temperatures_of(model.info.calibration, int(shown.on(model.info.axis).present.sum()))
+    channels = shown.axis.channels(list(model.info.axis))
+    return temperatures_of(model.info.calibration, int(shown.present[channels].sum()))
 
 
 def labels_of(

@@ -11,6 +11,7 @@ from multiseg.files import files_below
 from multiseg.labels import CORRECTED, LabelSchema, Structure
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.ingest.corrections import Correction, CorrectionReport
+from multiseg.store.native import is_as_written
 from multiseg.store.reader import Database, Store, open_store
 
 IMAGES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mgz")
@@ -46,6 +47,11 @@ def find_corrections(
 
 def _of_predictions(folder: CohortFolder, store: Store, database: str) -> tuple[list[Correction], CorrectionReport]:
     found, report, known = [], CorrectionReport(), set[str]()
+    names = sorted({record.database for _, record in folder.all_records()})
+    if database and len(names) > 1:
+        raise UsageError(
+            f"{folder.root} has cases of {', '.join(names)}, which --database would put into one: leave it out."
+        )
     for name, record in folder.all_records():
         known |= set(record.outputs)
         if record.state != "done":
@@ -117,6 +123,9 @@ def _of_written_labels(folder: Path, store: Store, case: str) -> tuple[list[Corr
         for path in paths:
             try:
                 _check_case(store, database_name, case_name, path.name)
+                if is_as_written(path):
+                    report.unchanged.append(f"{database_name}/{case_name}")
+                    continue
                 found.append(_written(store[database_name], case_name, path))
             except DataError as error:
                 report.fail(database_name, case_name, error)

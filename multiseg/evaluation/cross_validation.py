@@ -20,6 +20,7 @@ from multiseg.evaluation.reliability import joined_tables
 from multiseg.evaluation.result_folder import check_room, key_of
 from multiseg.models.learnt_scans import NOT_KNOWN, TRAIN, VAL, how_learnt
 from multiseg.models.saved import model_path, read_learnt
+from multiseg.store.catalogue import select
 from multiseg.store.folds import Fold, people_of, read_fold, take_fold
 from multiseg.store.reader import Store, open_store
 
@@ -69,12 +70,17 @@ def evaluate_folds(
         take_fold(opened, run.fold)
         _check_held_out(run, opened)
     folder = None if folder is None else Path(folder)
-    done = []
+    done, tested = [], []
     for run in fold_runs:
         take_fold(opened, run.fold)
+        if options.databases and not select(opened, options.databases, split=options.split):
+            continue  # a database with fewer people than folds is missing in some of them
+        tested.append(run)
         place = folder / f"fold-{run.fold.index}" if folder else None
         done.append(evaluate(run.folder, opened, options, device, place, on_case, metrics, overwrite))
-    whole = _joined(done, fold_runs)
+    if not done:
+        raise DataError(f"no fold has a case of {', '.join(options.databases)}.")
+    whole = _joined(done, tested)
     if folder:
         check_room(folder, whole.key, overwrite)
     return whole
@@ -186,6 +192,8 @@ def _joined(done: Sequence[Evaluation], runs: Sequence[FoldRun]) -> Evaluation:
         key=key_of(*(one.key for one in done), *(str(run.fold) for run in runs), *(run.fold.seed for run in runs)),
         scoring=first.scoring,
         reliability=bins,
+        is_calibrated=any(one.is_calibrated for one in done),
+        models=tuple(one.model for one in done),
         store=first.store,
         parts={f"fold-{run.fold.index}": one for one, run in zip(done, runs, strict=True)},
     )

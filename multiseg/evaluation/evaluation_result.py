@@ -13,7 +13,7 @@ import pandas as pd
 from multiseg.evaluation.case_answers import AnswerOptions
 from multiseg.evaluation.case_panel import CasePanel
 from multiseg.evaluation.comparison import KEY, ScoringOptions
-from multiseg.evaluation.memory_budget import memory_bytes
+from multiseg.evaluation.memory_budget import check_memory, memory_bytes
 from multiseg.evaluation.own_metrics import POLICY as OWN_POLICY
 from multiseg.evaluation.reliability import error_changes, expected_and_true, reliability_table
 from multiseg.evaluation.result_folder import PROGRESS, RELIABILITY, check_room
@@ -66,7 +66,7 @@ class EvaluateOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "databases", as_names(self.databases))
-        memory_bytes(self.memory)
+        check_memory(self.memory, self.adapt)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,12 +82,14 @@ class Evaluation:
         unlisted: by database, how lesion structures counted that the model does not list.
         key: identifies the evaluation: model, store and options.
         doubts: what a person should check about the files of another program, by "database/case".
-        model: the SHA-256 of the model; "" for files of another program.
+        model: the SHA-256 of the model, or a digest of several; "" for files of another program.
+        models: the SHA-256 of each model file, if they are several.
         store: the URL or path of the store that the cases are from.
         scoring: how predictions were scored.
         parts: the evaluations that this one was put together from, by name; empty if it is none of these.
         reliability: the bins of probabilities, see `reliability.reliability_table`; empty for files.
-        calibration: of the model.
+        calibration: of the model; None for several.
+        is_calibrated: whether the model, or one of several, is calibrated.
     """
 
     cases: pd.DataFrame
@@ -104,6 +106,8 @@ class Evaluation:
     scoring: ScoringOptions = ScoringOptions()
     reliability: pd.DataFrame = field(default_factory=lambda: reliability_table([]))
     calibration: Calibration | None = None
+    is_calibrated: bool = False
+    models: tuple[str, ...] = ()
     store: str = ""
     parts: Mapping[str, Evaluation] = field(default_factory=dict)
 
@@ -196,8 +200,9 @@ class Evaluation:
             "key": self.key,
             "store": self.store,
             **({"model": self.model} if self.model else {}),
+            **({"models": list(self.models)} if self.models else {}),
             "calibration": self.calibration.to_json() if self.calibration else None,
-            "calibration_errors": error_changes(self.summary) if self.calibration else [],
+            "calibration_errors": error_changes(self.summary) if self.is_calibrated else [],
             "expected_dice": json.loads(pd.DataFrame(expected_and_true(self.cases)).to_json(orient="records")),
             "summary": rows,
         }

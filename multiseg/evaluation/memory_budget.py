@@ -47,6 +47,12 @@ def memory_bytes(text: str) -> int:
     return size
 
 
+def check_memory(text: str, adapts: bool) -> None:
+    """Raises UsageError if a budget is no size, or cannot be kept: an adaptation trains the network on the case."""
+    if memory_bytes(text) and adapts:
+        raise UsageError("--memory does not bound an adaptation: leave out --memory, or --adapt.")
+
+
 def fitted(models: Sequence[Model], shown: Shown, options: AnswerOptions, other_bytes: int) -> AnswerOptions:
     """The options with the number of windows that fit into their budget together; without a budget as they are.
 
@@ -67,7 +73,9 @@ def fitted(models: Sequence[Model], shown: Shown, options: AnswerOptions, other_
     passes = 2 if options.tta else 1
     sums = sum(passes * _sums_bytes(model, shown.images.shape[1:]) for model in models)
     window = max(window_bytes(model, len(model.info.axis)) for model in models)
-    fixed = base + sums + math.prod(shown.images.shape[1:]) + other_bytes
+    # A model with an axis of its own gets its channels as a copy.
+    copies = sum(len(model.info.axis) for model in models if model.info.axis != shown.axis) * shown.images[0].nbytes
+    fixed = base + sums + copies + math.prod(shown.images.shape[1:]) + other_bytes
     num = min(most, (options.memory - fixed) // window) if window else most
     if num < 1:
         raise UsageError(

@@ -119,6 +119,8 @@ def evaluate(
         scoring=options.scoring,
         reliability=bins,
         calibration=model.info.calibration,
+        is_calibrated=model.is_calibrated,
+        models=tuple(map(_file_digest, model.files)) if len(model.files) > 1 else (),
         store=place,
     )
 
@@ -164,7 +166,7 @@ def load_ensemble(runs: Sequence[Path | str], rule: str, device: str = "cpu") ->
         CheckpointError: a model cannot be opened.
     """
     check_once(runs)
-    return Voters(tuple(load_model(run, device) for run in runs), rule)
+    return Voters(tuple(load_model(run, device) for run in runs), rule, files=tuple(map(Path, runs)))
 
 
 def _digest(run: Path | str | Model | Voters) -> str:
@@ -173,9 +175,13 @@ def _digest(run: Path | str | Model | Voters) -> str:
         digests = sorted(map(_digest, run.models))
         return hashlib.sha256(repr((run.rule, digests)).encode()).hexdigest() if run.rule else digests[0]
     if not isinstance(run, Model):
-        return hashlib.sha256(model_path(Path(run)).read_bytes()).hexdigest()
+        return _file_digest(Path(run))
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in run.state_dict().items()}
     return hashlib.sha256(repr(run.info).encode() + save(weights)).hexdigest()
+
+
+def _file_digest(run: Path) -> str:
+    return hashlib.sha256(model_path(run).read_bytes()).hexdigest()
 
 
 def store_of_run(run: Path | str | Model | Voters) -> str:

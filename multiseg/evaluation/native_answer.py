@@ -67,10 +67,14 @@ class Question:
         found: Mask = resample(brain, prepared.grid, prepared.native, smooth=False) >= 0.5
         return found
 
-    def probabilities(self, models: Sequence[Model]) -> Float[np.ndarray, "label x y z"]:
-        """The mean of the models' probabilities on the native grid."""
+    def probabilities(self, models: Sequence[Model], volumes: int) -> Float[np.ndarray, "label x y z"]:
+        """The mean of the models' probabilities on the native grid.
+
+        Args:
+            volumes: how many volumes of probabilities the caller has at once, this one included.
+        """
         prepared = self.prepared
-        on_grid = whole(mean_by_slab(models, self.shown, self._fitted(models)), prepared.grid.shape)
+        on_grid = whole(mean_by_slab(models, self.shown, self._fitted(models, volumes)), prepared.grid.shape)
         native = np.empty((len(on_grid), *prepared.native.shape), dtype=np.float32)
         for index, volume in enumerate(on_grid):
             native[index] = resample(volume, prepared.grid, prepared.native, smooth=False)
@@ -80,10 +84,9 @@ class Question:
         """The probabilities of a model at its temperatures."""
         return at_temperature(probabilities, model.info.space, temperatures_for(model, self.shown))
 
-    def _fitted(self, models: Sequence[Model]) -> AnswerOptions:
+    def _fitted(self, models: Sequence[Model], volumes: int) -> AnswerOptions:
         """The options with as many windows at once as fit beside the probabilities on both grids."""
         num, voxels = len(models[0].info.space.labels), math.prod(self.prepared.native.shape)
-        volumes = 1 + (2 if any(model.info.calibration for model in models) else 0)
         other = FLOAT * num * (math.prod(self.prepared.grid.shape) + volumes * voxels) + NATIVE_BYTES * voxels
         return fitted(models, self.shown, self.options, other)
 
@@ -107,7 +110,7 @@ def answer_natively(voters: Voters, question: Question) -> NativeAnswer:
 
 def _together(voters: Voters, models: Sequence[Model], question: Question) -> tuple[Labels, Probabilities]:
     """The labels by the mean of the models' probabilities, and these; of one model the calibrated ones."""
-    mean = question.probabilities(models)
+    mean = question.probabilities(models, 2 if voters.is_calibrated else 1)
     labels = decide(mean, voters.space, question.native_brain)
     return labels, question.calibrated(mean, models[0]) if len(models) == 1 else mean
 
@@ -118,7 +121,7 @@ def _one_by_one(voters: Voters, models: Sequence[Model], question: Question) -> 
     total: Any = np.float32(0)  # a sum, since all volumes at once may need too much memory
     shown: Any = np.float32(0)
     for model in models:
-        raw = question.probabilities([model])
+        raw = question.probabilities([model], 5)  # and those sums, the calibrated one, and what the votes need
         if voters.rule == VOTE:
             votes.append(decide(raw, voters.space, question.native_brain))
         else:

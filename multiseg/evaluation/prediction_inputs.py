@@ -8,7 +8,7 @@ from pathlib import Path
 
 from multiseg.errors import ModalityError, UsageError
 from multiseg.evaluation.case_answers import ENSEMBLES, AnswerOptions
-from multiseg.evaluation.memory_budget import memory_bytes
+from multiseg.evaluation.memory_budget import check_memory, memory_bytes
 from multiseg.evaluation.preparation import brain_rule
 from multiseg.modalities import canonical_modality
 from multiseg.models.saved import Model
@@ -59,7 +59,7 @@ class PredictOptions:
     memory: str = ""
 
     def __post_init__(self) -> None:
-        memory_bytes(self.memory)
+        check_memory(self.memory, self.adapt)
         if self.others and not self.together:
             raise UsageError(
                 f"{len(self.others) + 1} models are given: say how they answer together, such as by their mean."

@@ -205,13 +205,15 @@ def expected_and_true(cases: pd.DataFrame) -> list[dict[str, Any]]:
     """How well the expected Dice orders the true ones: Spearman's rho over cases and subsets, by structure, for all
     databases together ("") and for each."""
     records = []
-    defined = cases.dropna(subset=["expected_dice", "dice"])
-    for (learnt, label), group in defined.groupby(["learnt", "label"], sort=False):
+    for (learnt, label), group in cases.groupby(["learnt", "label"], sort=False):
         parts = {"": group, **{str(name): rows for name, rows in group.groupby("database", sort=False)}}
-        for database, rows in parts.items():
+        for database, every in parts.items():
+            rows = every.dropna(subset=["expected_dice", "dice"])
+            if rows.empty:
+                continue
             rho = spearman(rows["expected_dice"].tolist(), rows["dice"].tolist())
             records.append({"learnt": learnt, "label": label, "database": database, "num_rows": len(rows),
-                            "spearman": rho, "num_look_at_this": int(rows["look_at_this"].sum())})  # fmt: skip
+                            "spearman": rho, "num_look_at_this": int(every["look_at_this"].sum())})  # fmt: skip
     return records
 
 

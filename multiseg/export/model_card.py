@@ -69,14 +69,14 @@ def _number(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
-def model_card(info: ModelInfo, parameters: int, results: Results, limits: tuple[str, ...]) -> str:
+def model_card(info: ModelInfo, parameters: int, results: Results, limits: tuple[str, ...], terms: Terms) -> str:
     """The card as Markdown, with the YAML header of the Hugging Face Hub.
 
     Args:
         limits: further limits, a sentence each.
+        terms: the licences of all data.
     """
     usable = info.usable(tuple(info.axis))
-    terms = terms_of(info)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True, autoescape=False,  # noqa: S701 (Markdown, whose cells `_cell` escapes)

@@ -14,7 +14,7 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from multiseg.errors import UsageError
@@ -79,7 +79,10 @@ def handover(run: Path, keep_digests: bool = False) -> Handover:
         doubts += _brain_doubts(brain.info)
     limits = (*doubts, WITH_DIGESTS if keep_digests and model.learnt is not None else WITHOUT_DIGESTS)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    card = model_card(model.info, parameters, results, limits)
+    # The licences are those of all that is handed on.
+    databases = {**(brain.info.databases if brain else {}), **model.info.databases}
+    whole = replace(model.info, databases=databases)
+    card = model_card(model.info, parameters, results, limits, terms_of(whole))
     config = {
         "model_type": "multiseg",
         "library_name": "multiseg",
@@ -94,7 +97,7 @@ def handover(run: Path, keep_digests: bool = False) -> Handover:
     if brain is not None:
         beside = file.with_name(BRAIN_FILE)
         files[BRAIN_FILE] = beside.read_bytes() if keep_digests else without_learnt(beside)
-    return Handover(files, model.info, results, doubts + _licence_doubts(model.info))
+    return Handover(files, model.info, results, doubts + _licence_doubts(whole))
 
 
 def write_package(handed: Handover, out: Path, inputs: Sequence[Path] = (), overwrite: bool = False) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from multiseg.errors import CheckpointError
+from multiseg.errors import CheckpointError, UsageError
 from multiseg.files import check_files, write_atomically
 from multiseg.models.packages import is_package, read_package
 from multiseg.models.saved import Model, ModelInfo, load_model, load_model_of, model_path, read_info
@@ -29,11 +29,21 @@ def place_in(into: Path, overwrite: bool) -> Path:
 
     Raises:
         CheckpointError: the folder has no model.
-        UsageError: the file may not be written, see `check_files`.
+        UsageError: the file may not be written, see `check_files`; or it is a model of something else, which is never
+            replaced.
     """
     out = model_path(into).with_name(BRAIN_FILE) if into.is_dir() else into
+    if out.is_file() and _is_other_model(out):
+        raise UsageError(f"{out} is no brain network, but a model of something else: it is never replaced. Move it.")
     check_files([out], overwrite=overwrite, kinds=(".safetensors",))
     return out
+
+
+def _is_other_model(file: Path) -> bool:
+    try:
+        return not is_brain_network(read_info(file))
+    except CheckpointError:  # damaged
+        return False
 
 
 def carried_bytes(model: Path) -> bytes | None:
@@ -67,10 +77,11 @@ def brain_network_at(path: Path, device: str = "cpu") -> Model | None:
 
 
 def load_brain_network(model: Path, device: str = "cpu") -> Model | None:
-    """The brain network that a model carries, in eval mode; None if it has none.
+    """The brain network that a model carries, in eval mode; None if it has none, or if the file of that name is a
+    model of something else.
 
     Raises:
-        CheckpointError: it is damaged, or does not find brains.
+        CheckpointError: it is damaged.
         UsageError: there is no such device.
     """
     data = carried_bytes(model)
@@ -78,9 +89,4 @@ def load_brain_network(model: Path, device: str = "cpu") -> Model | None:
         return None
     where = f"{BRAIN_FILE} of {model}"
     network = load_model_of(data, where, device)
-    if not is_brain_network(network.info):
-        raise CheckpointError(
-            f"{where} is no brain network: it segments {', '.join(network.info.space.names)} from "
-            f"{', '.join(network.info.axis)}. Make one: multiseg train-brain STORE --into {model}."
-        )
-    return network
+    return network if is_brain_network(network.info) else None

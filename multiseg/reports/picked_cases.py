@@ -22,6 +22,7 @@ NOTE = (
     "By mean Dice with all their sequences. Left: the image, or the truth in colours. Right: truth (blue) and answer "
     "(orange) outlined, or the answer in colours. Front is up, the patient's left is on the right."
 )
+OLDER = "The Dice is that of an older model; the pictures are of the model that the folder holds now."
 
 
 def picked_cases(runs: Sequence[RunRecord], device: str) -> Section:
@@ -40,7 +41,8 @@ def picked_cases(runs: Sequence[RunRecord], device: str) -> Section:
         volumes = [_volume(models[run.name], store, case, f"{case}, {run.name}", most) for run in runs]
         shown = [volume for volume in volumes if volume is not None]
         parts.append(Volumes(shown, f"{kind.capitalize()}: {case}, Dice {dice:.2f}"))
-    return Section(TITLE, parts, NOTE)
+    note = NOTE if chooser.evaluations[0].is_current else f"{NOTE} {OLDER}"
+    return Section(TITLE, parts, note)
 
 
 def pick_cases(evaluation: EvaluationRecord) -> dict[str, tuple[str, float]]:

@@ -107,8 +107,8 @@ def _read_evaluation(folder: Path, digest: str) -> EvaluationRecord:
     cases, summary = (_read_rows(folder / name) for name in ("cases.csv", "summary.csv"))
     bins = folder / "reliability.csv"
     reliability = _read_rows(bins) if bins.is_file() else pd.DataFrame()
-    # An evaluation of several models, such as all folds, names none.
-    return EvaluationRecord(folder, cases, summary, about, about.get("model", digest) == digest, reliability)
+    is_current = digest in about.get("models", [about.get("model")])
+    return EvaluationRecord(folder, cases, summary, about, is_current, reliability)
 
 
 def _read_rows(path: Path) -> pd.DataFrame:

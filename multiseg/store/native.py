@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from jaxtyping import Num
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
 from multiseg.errors import StoreError, UsageError
-from multiseg.files import check_files
+from multiseg.files import check_files, write_atomically
 from multiseg.store.formats.colour_tables import LabelRow
 from multiseg.store.formats.label_table import rows_of_schema, table_files
 from multiseg.store.formats.nifti import image_like, new_image, write_like, write_nifti
@@ -25,6 +26,10 @@ from multiseg.store.reader import Case, Database
 from multiseg.types import Array, Codes, Voxels
 
 _RAS = np.array([[0, 1], [1, 1], [2, 1]])
+
+
+WRITTEN_LABELS = ".multiseg-labels.json"
+"""By the name of each written label the SHA-256 of its file."""
 
 
 def ras_grid(native: Grid) -> Grid:
@@ -90,10 +95,10 @@ def write_native(database: Database, case: Case, folder: Path, overwrite: bool =
 
     Each sequence becomes NAME.nii.gz in raw intensities (float32), and each annotation label-NAME.nii.gz in the
     source's own numbers. Their meanings are in the file and in label-NAME.tsv. If several of the source's numbers
-    became one structure, the first of them stands for all.
+    became one structure, the first of them stands for all. `WRITTEN_LABELS` tells later which labels somebody changed.
 
     Returns:
-        The paths of the written files, the tables last.
+        The paths of the written volumes and tables, the tables last.
 
     Raises:
         UsageError: a file exists and `overwrite` is false, or it is one of the files that the database was read from.
@@ -115,7 +120,19 @@ def write_native(database: Database, case: Case, folder: Path, overwrite: bool =
     for name, path in labels.items():
         labelled = database.schemas[name].decode(native_label(database, case, name))
         write_on_native(path, labelled, native, header, meanings[name])
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in labels.values()}
+    write_atomically(folder / WRITTEN_LABELS, (json.dumps(digests, indent=1) + "\n").encode())
     return paths
+
+
+def is_as_written(label: Path) -> bool:
+    """Whether a label is still the file that `write_native` wrote; False where nothing tells."""
+    try:
+        digests = json.loads((label.parent / WRITTEN_LABELS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    written = digests.get(label.name) if isinstance(digests, dict) else None
+    return bool(written == hashlib.sha256(label.read_bytes()).hexdigest())
 
 
 def write_native_zarr(database: Database, case: Case, path: Path, overwrite: bool = False) -> tuple[Path, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -37,6 +38,7 @@ from multiseg.models.calibration_record import LOOK_BELOW, UNCALIBRATED, Calibra
 from multiseg.models.learnt_scans import NOT_KNOWN, NOT_LEARNT, TRAIN, VAL, how_learnt
 from multiseg.models.packages import is_package
 from multiseg.models.saved import Model, load_model, model_path, with_calibration
+from multiseg.store.folds import read_fold, take_fold
 from multiseg.store.reader import Case, Store, open_store
 from multiseg.training.calibration_progress import KeptSamples
 from multiseg.training.run_folder import LOCK, RUN_FILE
@@ -164,7 +166,7 @@ def calibrate(
         raise UsageError(f"{file} is a package, which does not change: calibrate the run, and pack it again.")
     with _not_in_training(file):
         check_files([file], overwrite=True)
-        ground = _ground(load_model(file, device), store or store_of_run(run), options)
+        ground = _ground(load_model(file, device), _opened(store or store_of_run(run), file), options)
         held, key = ground.model.info.calibration, ground.key
         if held is not None and held.key == key:
             return CalibrationResult(file, held, left_out=ground.left_out)
@@ -186,13 +188,22 @@ def _not_in_training(file: Path) -> Iterator[None]:
         yield
 
 
-def _ground(model: Model, store: Store | str, options: CalibrateOptions) -> _Ground:
+def _opened(store: Store | str, file: Path) -> Store:
+    """The store; of a run of a cross-validation with the splits of its fold, whose people it must not be fitted on."""
+    settings = tomllib.loads((file.parent / RUN_FILE).read_text("utf-8")) if (file.parent / RUN_FILE).is_file() else {}
+    if not settings.get("fold"):
+        return store if isinstance(store, Store) else open_store(store)
+    opened = open_store(store.url if isinstance(store, Store) else store)  # one of its own, since its splits change
+    take_fold(opened, read_fold(settings["fold"], settings.get("fold_seed", 0)))
+    return opened
+
+
+def _ground(model: Model, opened: Store, options: CalibrateOptions) -> _Ground:
     """The validation cases that the model was not trained on.
 
     Raises:
         DataError, UsageError: as `calibrate`.
     """
-    opened = store if isinstance(store, Store) else open_store(store)
     check_spacing(model.info, opened)
     names = options.databases or tuple(name for name in model.info.databases if name in opened)
     if not names:

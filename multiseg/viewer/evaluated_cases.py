@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from multiseg.colours import PREDICTION_COLOUR, colour_of
 from multiseg.errors import DataError, UsageError
+from multiseg.evaluation.result_folder import SUMMARY
 from multiseg.labels import LabelSpace
 from multiseg.store.findings import Finding
 from multiseg.store.reader import Case
@@ -92,6 +95,15 @@ def read_evaluation(folder: Path) -> pd.DataFrame:
     if missing := [name for name in NEEDED if name not in table]:
         raise UsageError(f"{file} has no column {', '.join(missing)}, so it is no table of multiseg evaluate.")
     return table
+
+
+def about_evaluation(folder: Path) -> dict[str, Any]:
+    """What summary.json says of an evaluation: its store and its model; empty if it cannot be read."""
+    try:
+        about = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return about if isinstance(about, dict) else {}
 
 
 def newest_evaluation(run: Path) -> Path | None:

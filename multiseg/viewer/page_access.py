@@ -6,7 +6,6 @@ import hmac
 import secrets
 from dataclasses import dataclass, field
 from email.message import Message
-from http.cookies import CookieError, SimpleCookie
 from threading import Lock
 
 LOOPBACK = "127.0.0.1"
@@ -75,11 +74,10 @@ class PageAccess:
 
     def has_cookie(self, headers: Message[str, str]) -> bool:
         """Whether a request has the cookie."""
-        try:
-            morsel = SimpleCookie(headers.get("Cookie", "")).get(self.cookie_name)
-        except CookieError:
-            return False
-        return morsel is not None and hmac.compare_digest(morsel.value.encode(), self.secret.encode())
+        # Not by http.cookies: one odd cookie of another program on this computer would hide all of them.
+        own = f"{self.cookie_name}={self.secret}".encode()
+        sent = headers.get("Cookie", "").split(";")
+        return any(hmac.compare_digest(cookie.strip().encode(), own) for cookie in sent)
 
     def why_foreign(self, headers: Message[str, str]) -> str:
         """Why a request is not one of this server's own page; "" if it may be."""

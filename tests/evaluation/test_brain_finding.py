@@ -21,7 +21,7 @@ from multiseg.evaluation.prediction_inputs import PredictOptions
 from multiseg.evaluation.preparation import recipe_for
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
-from multiseg.models.brain_network import BRAIN_FILE, brain_network_at, carry_on, load_brain_network
+from multiseg.models.brain_network import BRAIN_FILE, brain_network_at, carry_on, load_brain_network, place_in
 from multiseg.models.builders import NETWORKS, Network, PartRules, build
 from multiseg.models.contrasts import Contrasts, histogram
 from multiseg.models.saved import BEST, Model, ModelInfo, save_model
@@ -206,8 +206,7 @@ def test_a_scan_with_skull_stays_an_error_that_names_the_network_if_there_is_one
 def test_a_skull_that_is_taken_for_brain_is_a_hint_at_the_network(tmp_path: Path) -> None:
     databases = {"ms": {"recipe": Recipe(spacing_mm=(6.0, 6.0, 6.0)).to_json()}}
     run = make_run(tmp_path / "run", databases=databases)
-    codes = [doubt.code for doubt in run_predict(tmp_path, run, None).doubts]
-    assert {"NO_BACKGROUND", "BRAIN_NETWORK"} <= set(codes)
+    assert {"NO_BACKGROUND", "BRAIN_NETWORK"} <= set(codes(run_predict(tmp_path, run, None).doubts))
     assert "BRAIN_NETWORK" not in [doubt.code for doubt in run_predict(tmp_path, run, "model").doubts]
 
 
@@ -224,8 +223,12 @@ def test_a_model_made_from_one_that_carries_a_network_carries_it(tmp_path: Path)
 def test_another_model_is_no_brain_network(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     (run / BRAIN_FILE).write_bytes((run / BEST).read_bytes())
-    with pytest.raises(CheckpointError, match="is no brain network: it segments lesion from FLAIR, T1"):
-        load_brain_network(run)
+    assert load_brain_network(run) is None
+    with pytest.raises(UsageError, match=r"carries none"):
+        run_predict(tmp_path, run)
+    with pytest.raises(UsageError, match="never replaced"):
+        place_in(run, overwrite=True)
+    assert (run / BRAIN_FILE).read_bytes() == (run / BEST).read_bytes()
     (run / BRAIN_FILE).write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         load_brain_network(run)
@@ -254,13 +257,17 @@ def test_a_cohort_is_done_again_by_another_network(tmp_path: Path, capsys: pytes
     source.mkdir(parents=True)
     scan(source)
     words = ["predict", str(run), str(source.parent), "-o", str(tmp_path / "out"), "--brain-mask", "model", "--json"]
-    for sure, outcome, codes in ((9.0, "segmented", []), (9.0, "unchanged", []), (0.9, "segmented", ["BRAIN_UNSURE"])):
+    for sure, outcome, expected in (
+        (9.0, "segmented", []),
+        (9.0, "unchanged", []),
+        (0.9, "segmented", ["BRAIN_UNSURE"]),
+    ):
         save_model(run / BRAIN_FILE, Bright(sure=sure), BRAIN_INFO)
         assert main_run([*words, "--yes"]) == 0
         told = json.loads(capsys.readouterr().out)
         assert told[outcome] == ["p1"]
         found = [doubt["code"] for doubt in told["cases"]["p1"]["doubts"]]
-        assert [code for code in found if code != UNTRAINED] == codes
+        assert [code for code in found if code != UNTRAINED] == expected
     (row,) = csv.DictReader((tmp_path / "out" / "cases.csv").read_text().splitlines())
     assert "BRAIN_UNSURE" in row["doubts"]
 
@@ -272,11 +279,11 @@ def test_a_sequence_that_looks_like_another_is_a_warning(tmp_path: Path) -> None
     assert own is not None
     other = own[::-1].copy()
     network = build("multi_unet", 2, 1, widths=[2, 4], dropout=0.0)
-    for means, codes in (
+    for means, expected in (
         ({"T1": {"ms": own}, "FLAIR": {"ms": other}}, []),
         ({"T1": {"ms": other}, "FLAIR": {"ms": own}}, ["LOOKS_LIKE_OTHER"]),
     ):
         save_model(run / BEST, network, INFO, contrasts=Contrasts(means, margin=0.01))
         doubts = run_predict(tmp_path, run).doubts
-        assert [doubt.code for doubt in doubts] == codes
+        assert codes(doubts) == expected
         assert all("T1 looks like FLAIR" in doubt.message for doubt in doubts)

@@ -329,3 +329,30 @@ def test_corrections_come_first_in_a_label_space() -> None:
     codes[2, 0, 0] = [1, 0, 0, 1, 0]
     assert space.view(schemas, [True, True, True]).target(codes)[0, 0].tolist() == [1, 2, 2, 1, 2]
     assert space.view(schemas, [True, True, False]).target(codes)[0, 0].tolist() == [1, 1, 2, 0, 2]
+
+
+def test_a_label_as_it_was_written_is_no_correction_though_the_store_has_another_now(url: str, tmp_path: Path) -> None:
+    label = written_labels(open_store(url), tmp_path / "home")
+    found, report = find_corrections(tmp_path / "home", url)
+    assert (found, report.unchanged) == ([], [NAME])
+    save(label, without_half)
+    assert len(find_corrections(tmp_path / "home", url)[0]) == 1
+
+
+def test_predictions_of_several_databases_do_not_go_into_one(url: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predicted(open_store(url), out)
+    cohort = CohortFolder(out)
+    ((_, record),) = cohort.all_records()
+    (out / RECORDS / "cases" / "birch").mkdir()
+    cohort.write("birch/C001", replace(record, database="birch"))
+    with pytest.raises(UsageError, match="has cases of birch, cedar, which --database would put into one"):
+        find_corrections(out, url, database="cedar")
+
+
+def test_the_name_of_corrected_masks_is_reserved(hospitals: Path, tmp_path: Path) -> None:
+    (files,) = [files for files in find_manifest(hospitals / "manifest.toml") if files.name == "cedar"]
+    (schema,) = files.schemas.values()
+    taken = replace(files, cases=(), schemas={"corrected-lesion": schema})
+    with pytest.raises(UsageError, match="a name that is kept for masks which a rater has corrected"):
+        ingest([taken], str(tmp_path / "brain.zarr"), IngestOptions(spacing_mm=SPACING_MM))

@@ -215,12 +215,12 @@ def test_big_numbers_and_several_for_one_structure(written: Callable[..., Path])
 def test_nothing_is_written_over(written: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     home = written(np.pad(np.ones((4, 4, 4), np.uint8), [(6, n - 10) for n in SHAPE]))
     before = {path.name: path.read_bytes() for path in home.iterdir()}
-    assert set(before) == {"T1.nii.gz", "label-seg.nii.gz", "label-seg.tsv"}
+    assert set(before) == {"T1.nii.gz", "label-seg.nii.gz", "label-seg.tsv", ".multiseg-labels.json"}
     (home / "T1.nii.gz").unlink()
     url = str(home.parent / "brain.zarr")
     assert run(["info", url, "--case", "db/P", "--write", str(home)]) == 2
     assert "label-seg.nii.gz already exists. Choose another name, or pass --overwrite" in capsys.readouterr().err
-    assert {path.name for path in home.iterdir()} == {"label-seg.nii.gz", "label-seg.tsv"}
+    assert {path.name for path in home.iterdir()} == {"label-seg.nii.gz", "label-seg.tsv", ".multiseg-labels.json"}
     assert run(["info", url, "--write", str(home)]) == 2
     assert "--write needs a case" in capsys.readouterr().err
 

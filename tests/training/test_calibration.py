@@ -1,6 +1,7 @@
 """A calibration is fitted on validation cases alone, is stored in the model, and changes no segmentation."""
 
 import csv
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from multiseg.errors import DataError, ResourceError, UsageError
 from multiseg.evaluation.case_answers import AnswerOptions, Shown, answer_of
 from multiseg.evaluation.cohort_records import CaseRecord
 from multiseg.evaluation.evaluation_result import EvaluateOptions
-from multiseg.evaluation.model_evaluation import evaluate
+from multiseg.evaluation.model_evaluation import evaluate, load_ensemble
 from multiseg.evaluation.prediction import predict
 from multiseg.evaluation.prediction_inputs import PredictOptions
 from multiseg.evaluation.structure_tables import StructureRow
@@ -33,6 +34,7 @@ from multiseg.models.calibration_record import UNCALIBRATED, Calibration, Temper
 from multiseg.models.learnt_scans import LearntScans
 from multiseg.models.saved import BEST, Model, ModelInfo, load_weights, read_info, read_learnt, save_model
 from multiseg.store.catalogue import select
+from multiseg.store.folds import Fold, splits_of_fold
 from multiseg.store.reader import open_store
 from multiseg.training import calibration as module
 from multiseg.training.calibration import CalibrateOptions, calibrate
@@ -155,7 +157,7 @@ def test_an_interrupted_calibration_resumes(
 def test_a_damaged_remainder_is_computed_again(plain: Path, calibrated: Path, store_url: str, tmp_path: Path) -> None:
     file = tmp_path / BEST
     shutil.copy(plain, file)
-    ground = module._ground(module.load_model(file), store_url, ALDER)
+    ground = module._ground(module.load_model(file), open_store(store_url), ALDER)
     kept = module.KeptSamples(file, ground.key)
     list(module._samples(ground, kept, lambda *progress: None))
     (held,) = kept.folder.glob("*.npz")
@@ -347,6 +349,34 @@ def test_the_mean_of_an_ensemble_decides_before_any_calibration(plain: Path) -> 
     assert (answer.labels == 1).all()
     uncalibrated = answer_of(models[:1], "", shown, AnswerOptions(0.0), np.ones(shape, bool))
     assert uncalibrated.calibrated is uncalibrated.probabilities
+
+
+@pytest.mark.slow
+def test_a_run_of_a_fold_is_fitted_on_its_validation_cases(plain: Path, store_url: str, tmp_path: Path) -> None:
+    cases = open_store(store_url).cases
+    own = {case.name for case in cases if (case.database, case.split) == ("alder", "val")}
+    found = {}
+    for index in range(4):
+        splits = splits_of_fold(cases, Fold(index, 4))
+        found[index] = {name for (database, name), split in splits.items() if (database, split) == ("alder", "val")}
+    index, fitted = next((index, names) for index, names in found.items() if names != own)
+    save_model(tmp_path / BEST, TooSure(), read_info(plain), LearntScans.of(["f" * 64], []))
+    (tmp_path / "run.toml").write_text(f'store = "{store_url}"\nfold = "{index}/4"\nfold_seed = 0\n')
+    seen: list[str] = []
+    calibrate(tmp_path, None, ALDER, on_case=lambda done, total, case: seen.append(case))
+    assert {case.removeprefix("alder/") for case in seen} == fitted
+
+
+@pytest.mark.slow
+def test_an_ensemble_is_calibrated_if_one_of_it_is(plain: Path, calibrated: Path, store_url: str) -> None:
+    options = EvaluateOptions("val", "alder", "full", overlap=0.0)
+    for models, expected in (((plain, calibrated), True), ((plain, plain.with_name("copy.safetensors")), False)):
+        if not models[1].exists():
+            shutil.copy(plain, models[1])
+        result = evaluate(load_ensemble(models, "mean"), store_url, options)
+        assert (result.is_calibrated, result.calibration) == (expected, None)
+        assert bool(result.to_json()["calibration_errors"]) == expected
+        assert result.models == tuple(hashlib.sha256(model.read_bytes()).hexdigest() for model in models)
 
 
 @pytest.mark.slow

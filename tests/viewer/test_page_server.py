@@ -241,8 +241,22 @@ def test_a_browser_that_leaves_early_is_no_error(server: PageServer, capsys: pyt
 
 def test_a_cookie_is_found_among_others() -> None:
     access, headers = PageAccess(5), Message()
-    headers["Cookie"] = f"other=1; {access.cookie_name}={access.secret}; more=2"
-    assert access.has_cookie(headers)
+    own = f"{access.cookie_name}={access.secret}"
+    for others in (
+        "other=1; {}; more=2",
+        'theme={{"a":1}}; {}',
+        "x[y]=1; {}",
+        "path=/foo; {}",
+        "a=b c; {}",
+        "lang=ä; {}",
+    ):
+        del headers["Cookie"]
+        headers["Cookie"] = others.format(own)
+        assert access.has_cookie(headers), others
+    for wrong in (own + "x", own[:-1], f"x{own}", access.secret, ""):
+        del headers["Cookie"]
+        headers["Cookie"] = wrong
+        assert not access.has_cookie(headers), wrong
 
 
 def test_niivue_is_the_recorded_file() -> None:

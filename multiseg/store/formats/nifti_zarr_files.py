@@ -77,7 +77,12 @@ def write_nifti_zarr(path: Path, content: ZarrContent) -> None:
         flush_folders({file.parent for file in files_of(new)})
         if path.exists():
             path.rename(beside / "old")
-        new.rename(path)
+        try:
+            new.rename(path)
+        except OSError:
+            if (beside / "old").exists():
+                (beside / "old").rename(path)
+            raise
         flush_folders({path.parent})
     finally:
         shutil.rmtree(beside)

@@ -335,11 +335,17 @@ def info_of(files: DatabaseFiles, options: IngestOptions) -> DatabaseInfo:
     """The settings of a whole database.
 
     Raises:
-        UsageError: no case has the reference sequence, or the template does not show a brain.
+        UsageError: no case has the reference sequence, the template does not show a brain, or an annotation has the
+            name of corrected masks.
         SourceError: a file of the template cannot be read.
     """
     if options.reference and files.cases and not any(options.reference in case.images for case in files.cases):
         raise UsageError(f"no case of {files.name!r} has the reference sequence {options.reference!r}.")
+    if reserved := [name for name in files.schemas if is_correction(name)]:
+        raise UsageError(
+            f"the annotation {reserved[0]!r} of {files.name!r} has a name that is kept for masks which a rater has "
+            "corrected, and which are read instead of all others. Give it another one, such as --label expert=PATTERN."
+        )
     recipe = Recipe(
         spacing_mm=options.spacing_mm, reference=options.reference, brain_mask=files.brain_mask,
         headers_disagree=options.headers_disagree, normalise=options.normalise, register=options.register,

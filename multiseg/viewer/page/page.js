@@ -7,6 +7,7 @@ import { Panes, PLANES } from "./panes.js";
 import { CaseVoxels } from "./voxels.js";
 
 const MOST_SHOWN = 4;
+const OPEN_CASE = "open case";
 const state = { about: null, voxels: null, overlays: [], position: [0, 0, 0], isOutlined: false, lesions: [], lesion: -1, stop: null };
 const hidden = new Set(); // the names of sequences that a person has switched off, also for the next cases
 const panes = new Panes(byId("panes"), (voxel) => goTo(voxel));
@@ -19,7 +20,10 @@ async function openCase(name) {
   state.stop = stop;
   list.mark(name);
   byId("case-name").textContent = name;
-  history.replaceState(null, "", `#${encodeURIComponent(name)}`);
+  sessionStorage.setItem(OPEN_CASE, name); // of this tab alone: an address would stay in the browser's history
+  // What is shown is of another case until this one is open, also if it cannot be opened.
+  Object.assign(state, { about: null, voxels: null });
+  document.body.classList.add("opening");
   markEnds();
   say("Opening…");
   byId("panes").setAttribute("aria-busy", "true");
@@ -28,6 +32,7 @@ async function openCase(name) {
     const voxels = new CaseVoxels(about);
     Object.assign(state, { about, voxels, overlays: overlaysOf(about), position: about.start, lesions: [], lesion: -1 });
     byId("panes").querySelector(".empty")?.remove();
+    document.body.classList.remove("opening");
     showCase();
     await voxels.read(() => state.position[2], (first, last) => {
       panes.read(first, last);
@@ -52,7 +57,7 @@ async function answer() {
   say("The model segments this case. This may take minutes.");
   try {
     await getJson("api/answer", { case: name });
-    if (state.about.name === name) await openCase(name);
+    if (state.about?.name === name) await openCase(name);
   } catch (error) {
     fail(error);
   } finally {
@@ -228,7 +233,7 @@ async function start() {
     byId("title").textContent = about.title;
     byId("answer").hidden = !about.can_answer;
     list = new CaseList(about, openCase);
-    const wanted = decodeURIComponent(location.hash.slice(1));
+    const wanted = sessionStorage.getItem(OPEN_CASE);
     await openCase(about.cases.some((one) => one.name === wanted) ? wanted : list.beside(1));
   } catch (error) {
     fail(error);
