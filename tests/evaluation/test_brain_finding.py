@@ -286,4 +286,4 @@ def test_a_sequence_that_looks_like_another_is_a_warning(tmp_path: Path) -> None
         save_model(run / BEST, network, INFO, contrasts=Contrasts(means, margin=0.01))
         doubts = run_predict(tmp_path, run).doubts
         assert codes(doubts) == expected
-        assert all("T1 looks like FLAIR" in doubt.message for doubt in doubts)
+        assert all("T1 looks like FLAIR" in doubt.message for doubt in doubts if doubt.code != UNTRAINED)
