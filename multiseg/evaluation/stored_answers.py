@@ -22,7 +22,7 @@ from multiseg.evaluation.zones import Zones, zones_of
 from multiseg.models.saved import Model
 from multiseg.store.reader import Case, Store
 
-METRIC_BYTES = 32
+METRIC_BYTES = 30
 """For each voxel of a case: what its brain, its labels, the masks of its structures and their confidence need."""
 SURFACE_BYTES = 20
 """For each voxel of the box around all structures: what the distances between surfaces need."""
