@@ -72,7 +72,7 @@ by_scanner[["raw_mean", "z_in_lesion", "lesion_ml"]].to_dataframe().round(2)
 # %% [markdown]
 # ## Where lesions are
 #
-# Every case lies on its own grid. The ingest registered each brain to a template (`--template`, here one healthy
+# Every case has its own grid. The ingest registered each brain to a template (`--template`, here one healthy
 # phantom), so `to_template` takes millimetres of a case to millimetres of the template. The function below gets one
 # case as numpy arrays; `apply_ufunc` calls it for all cases by dask, each in memory only while it is counted.
 

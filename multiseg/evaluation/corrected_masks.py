@@ -61,7 +61,7 @@ def _of_predictions(folder: CohortFolder, store: Store, database: str) -> tuple[
         digest = folder.digests([folder.root / file])[file]
         try:
             if not digest:
-                message = f"{folder.root / file} is gone. Put it back, or run predict again, which writes it anew."
+                message = f"{folder.root / file} is gone. Put it back, or run predict again to write it."
                 raise DataError(message, code="GONE", file=file)
             if digest == record.outputs[file]:
                 report.unchanged.append(f"{target}/{record.case}")

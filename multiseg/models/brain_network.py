@@ -34,7 +34,7 @@ def place_in(into: Path, overwrite: bool) -> Path:
     """
     out = model_path(into).with_name(BRAIN_FILE) if into.is_dir() else into
     if out.is_file() and _is_other_model(out):
-        raise UsageError(f"{out} is no brain network, but a model of something else: it is never replaced. Move it.")
+        raise UsageError(f"{out} is not a brain network, but a model of something else: it is never replaced. Move it.")
     check_files([out], overwrite=overwrite, kinds=(".safetensors",))
     return out
 

@@ -90,7 +90,7 @@ def read_evaluation(folder: Path) -> pd.DataFrame:
     """
     file = folder / "cases.csv"
     if not file.is_file():
-        raise UsageError(f"{folder} is no evaluation: it has no cases.csv. Run multiseg evaluate first.")
+        raise UsageError(f"{folder} is not an evaluation: it has no cases.csv. Run multiseg evaluate first.")
     table = pd.read_csv(file, dtype={"database": str, "case": str}, keep_default_na=False, na_values={"dice": [""]})
     if missing := [name for name in NEEDED if name not in table]:
         raise UsageError(f"{file} has no column {', '.join(missing)}, so it is no table of multiseg evaluate.")

@@ -240,7 +240,7 @@ def test_what_a_case_does_not_have(same_size: Store, store_url: str) -> None:
 def test_a_header_that_does_not_place_the_grid_is_left_out(
     same_size: Store, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after an ingest from a file that is no NIfTI, or whose affine was not believed."""
+    """As after an ingest from a file that is not NIfTI, or whose affine was not believed."""
     database = same_size["turned"]
     native, header = database.native(database["T05"])
     moved = nib.Nifti1Header(header)

@@ -56,7 +56,7 @@ def check_zarr_file(path: Path, overwrite: bool) -> None:
             raise SourceError("")
         open_nifti_zarr(path)
     except SourceError as error:
-        raise UsageError(f"{path} is no NIfTI-Zarr, and is not replaced. Choose another name.") from error
+        raise UsageError(f"{path} is not a NIfTI-Zarr, and is not replaced. Choose another name.") from error
 
 
 def write_nifti_zarr(path: Path, content: ZarrContent) -> None:

@@ -154,5 +154,5 @@ def test_only_a_nifti_zarr_is_replaced_and_only_if_asked(tmp_path: Path) -> None
     (tmp_path / "other.nii.zarr").mkdir()
     (tmp_path / "file.nii.zarr").write_text("x")
     for name in ("other.nii.zarr", "file.nii.zarr"):
-        with pytest.raises(UsageError, match="is no NIfTI-Zarr, and is not replaced"):
+        with pytest.raises(UsageError, match="is not a NIfTI-Zarr, and is not replaced"):
             check_zarr_file(tmp_path / name, overwrite=True)
