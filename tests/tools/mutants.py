@@ -18,11 +18,12 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -244,13 +245,25 @@ class Trial:
         """The exit code of a run that ends with the first failure, None where it took too long; and what it said."""
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
         environment = os.environ | {"PYTHONPATH": str(self.tree), "PYTHONDONTWRITEBYTECODE": ""}
-        try:
-            done = subprocess.run(
-                command, cwd=self.tree, env=environment, capture_output=True, encoding="utf-8", timeout=self.timeout_s
+        with tempfile.TemporaryFile() as output:  # no pipe: processes that a mutant leaves behind would hold it open
+            process = subprocess.Popen(
+                command,
+                cwd=self.tree,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
             )
-        except subprocess.TimeoutExpired:
-            return None, ""
-        return done.returncode, done.stdout
+            try:
+                code = process.wait(self.timeout_s)
+            except subprocess.TimeoutExpired:
+                return None, ""
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            output.seek(0)
+            return code, output.read().decode()
 
 
 def main() -> int:
