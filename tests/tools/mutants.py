@@ -181,17 +181,18 @@ def imported(path: Path) -> set[str]:
 
 
 def files_concerned(root: Path, file: str) -> list[str]:
-    """The test files that concern a module, nearest first: named for it, importing it, importing one beside it."""
+    """The test files that concern a module, nearest first: importing it, importing one beside it, named for it."""
     module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     package, _, name = module.rpartition(".")
     words, folder = set(name.split("_")), Path(file).parent.name
-    ranked: list[tuple[tuple[int, bool, str], str]] = []
+    ranked: list[tuple[tuple[int, int, bool, str], str]] = []
     for path in sorted((root / "tests").rglob("test_*.py")):
         shared = len(words & set(path.stem.split("_")[1:]))
         imports = module in imported(path)
         is_near = package != "multiseg" and any(one.startswith(f"{package}.") for one in imported(path))
         if imports or is_near or shared == len(words):
-            ranked.append(((-shared - imports, folder not in path.parts, str(path)), str(path.relative_to(root))))
+            nearness = imports + is_near
+            ranked.append(((-nearness, -shared, folder not in path.parts, str(path)), str(path.relative_to(root))))
     return [name for _, name in sorted(ranked)][:MOST_FILES]
 
 
