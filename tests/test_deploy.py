@@ -8,7 +8,7 @@ import sys
 import tomllib
 import zipfile
 from configparser import ConfigParser
-from importlib.metadata import requires
+from importlib.metadata import requires, version
 from pathlib import Path
 
 import pytest
@@ -227,6 +227,8 @@ def test_all_that_a_site_installs_has_hashes_and_the_version_that_is_tested() ->
 def test_all_that_multiseg_needs_is_in_what_a_site_installs() -> None:
     """Followed through what is installed here: only torch, and what it alone needs, comes without a hash."""
     found, seen = requirements(), {"torch"}
+    if version("zarr") != found["zarr"][0]:
+        pytest.skip("other versions than those of constraints.txt are installed")
     wanted = [Requirement(text) for text in requires("multiseg") or () if "extra ==" not in text]
     while wanted:
         one = wanted.pop()

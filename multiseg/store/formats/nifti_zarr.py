@@ -124,7 +124,9 @@ def _level(path: Path, group: zarr.Group) -> tuple[str, tuple[str, ...]]:
     attributes: Any = dict(group.attrs)
     try:
         scales = (attributes.get("ome") or attributes)["multiscales"][0]
-        axes = tuple(str(axis["name"]).lower() for axis in scales["axes"])
+        # From OME-Zarr 0.6 on, the axes are those of coordinate systems, of which the first is that of the array.
+        named = scales["axes"] if "axes" in scales else scales["coordinateSystems"][0]["axes"]
+        axes = tuple(str(axis["name"]).lower() for axis in named)
         return str(scales["datasets"][0]["path"]), axes
     except (KeyError, IndexError, TypeError) as error:
         raise _damaged(path, f"its OME metadata (multiscales) are incomplete: {error!r}") from error

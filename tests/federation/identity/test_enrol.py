@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import ssl
 import stat
 import subprocess
@@ -252,6 +253,7 @@ def test_a_site_may_keep_its_key_to_itself(centre: Path, tmp_path: Path) -> None
     assert read_registry(centre)["alder"].public_key == public
 
 
+@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="needs ssh-keygen")
 def test_a_key_that_ssh_keygen_made_is_taken(centre: Path, tmp_path: Path) -> None:
     made = tmp_path / "own"
     subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", str(made)], check=True)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import nibabel as nib
@@ -22,6 +23,9 @@ OBLIQUE[:3, :3] = nib.eulerangles.euler2mat(0.3, -0.2, 0.15) @ np.diag([-0.9, 1.
 OBLIQUE[:3, 3] = [31.25, -12.5, 7.125]
 
 
+NEW_WRITER = version("nifti-zarr") not in ("1.0.0rc8",)
+
+
 def image_of(dtype: str, shape: tuple[int, ...] = SHAPE) -> nib.Nifti1Image:
     voxels = np.random.default_rng(0).integers(0, 200, shape).astype(dtype)
     image = nib.Nifti1Image(voxels, OBLIQUE, dtype=voxels.dtype)
@@ -33,6 +37,8 @@ def converted(folder: Path, image: nib.Nifti1Image, **options: object) -> tuple[
     """The image as NIfTI, and as NIfTI-Zarr by the package."""
     file, into = folder / "T1.nii", folder / "T1.nii.zarr"
     nib.save(image, file)
+    if options.get("zarr_version") == 2 and NEW_WRITER:
+        pytest.skip("this nifti-zarr no longer writes Zarr 2")
     niizarr.nii2zarr(nib.load(file), str(into), chunk=4, **options)
     return file, into
 
@@ -59,6 +65,22 @@ def test_it_is_the_nifti_file_that_it_was(tmp_path: Path, dtype: str, options: d
     assert other.doubts == one.doubts
     assert other.sha256 == sha256_of(into) != one.sha256
     assert read_geometry(into).shape == SHAPE
+
+
+def test_axes_of_ome_zarr_0_6(tmp_path: Path) -> None:
+    """They stand in coordinate systems, the array's first, and not beside the datasets."""
+    file, into = converted(tmp_path, image_of("int16"))
+    metadata = json.loads((into / "zarr.json").read_text())
+    (scales,) = metadata["attributes"]["ome"]["multiscales"]
+    if "axes" in scales:
+        axes = scales.pop("axes")
+        scales["coordinateSystems"] = [{"name": name, "axes": axes} for name in ("intrinsic", "nifti:sform")]
+        (into / "zarr.json").write_text(json.dumps(metadata))
+    np.testing.assert_array_equal(read_volume(into).voxels, read_volume(file).voxels)
+    scales["coordinateSystems"] = []
+    (into / "zarr.json").write_text(json.dumps(metadata))
+    with pytest.raises(SourceError, match=r"OME metadata .* are incomplete"):
+        read_volume(into)
 
 
 def test_a_volume_of_several(tmp_path: Path) -> None:
