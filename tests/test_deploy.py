@@ -153,6 +153,11 @@ def test_the_container_installs_pinned_versions_alone() -> None:
     printed = subprocess.run(["sh", "-c", script[1]], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     pins = re.findall(r"^torch==(.+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
     assert printed.stdout.split() == pins
+    with_extras = re.search(r'"(\.\S*EXTRAS\S*)"', " ".join(installs))
+    assert with_extras is not None
+    for extras, asked in {"": ".", "dicom,onnx": ".[dicom,onnx]"}.items():
+        command, environment = ["sh", "-c", f'printf %s "{with_extras[1]}"'], {"EXTRAS": extras}
+        assert subprocess.run(command, env=environment, capture_output=True, encoding="utf-8").stdout == asked
 
 
 def test_the_container_runs_any_command_without_root() -> None:
