@@ -16,7 +16,7 @@ import typer.main
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from multiseg.cli.app import app
+from multiseg.cli.app import build_app
 from multiseg.federation.flower import joining, serve
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +53,7 @@ def unit(name: str) -> ConfigParser:
 
 def accepts(arguments: list[str]) -> None:
     """Fails where the command line knows no such verb, or the verb no such option or number of arguments."""
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(build_app())
     while arguments and hasattr(command, "commands"):
         command = command.commands[arguments.pop(0)]
     with command.make_context("multiseg", list(arguments)) as context:
