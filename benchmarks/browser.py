@@ -15,7 +15,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 ARGUMENTS = (
@@ -86,8 +85,9 @@ class Browser:
         command = {"cmd": "Emulation.setDeviceMetricsOverride", "params": size}
         self._send("POST", "/goog/cdp/execute", command)
 
-    def screenshot(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode(self._send("GET", "/screenshot")))
+    def screenshot(self) -> bytes:
+        """What the window shows, as PNG."""
+        return base64.b64decode(self._send("GET", "/screenshot"))
 
     def messages(self) -> list[str]:
         """What the page has written into its console since the last call; errors and refusals are among it."""

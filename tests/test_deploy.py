@@ -16,7 +16,7 @@ import typer.main
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from multiseg.cli.app import app
+from multiseg.cli.app import build_app
 from multiseg.federation.flower import joining, serve
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +53,7 @@ def unit(name: str) -> ConfigParser:
 
 def accepts(arguments: list[str]) -> None:
     """Fails where the command line knows no such verb, or the verb no such option or number of arguments."""
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(build_app())
     while arguments and hasattr(command, "commands"):
         command = command.commands[arguments.pop(0)]
     with command.make_context("multiseg", list(arguments)) as context:
@@ -96,35 +96,89 @@ def test_units_wait_as_long_as_the_commands_do() -> None:
     assert float(unit("multiseg-server.service")["Service"]["TimeoutStopSec"]) > 4 * serve.Child.grace_s
 
 
-def test_the_container_copies_files_that_there_are() -> None:
-    lines = commands((DEPLOY / "Containerfile").read_text(encoding="utf-8"))
-    copied = [name for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]]
-    assert set(copied) >= {"pyproject.toml", "constraints.txt", "multiseg"}
+INSTRUCTIONS = {"FROM", "WORKDIR", "RUN", "ENV", "COPY", "VOLUME", "STOPSIGNAL", "ENTRYPOINT", "CMD", "ARG", "USER"}
+
+
+def stages() -> dict[str, list[tuple[str, str]]]:
+    """The instructions of the container file by stage, those of the stage that it builds on first."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for line in commands(
+        re.sub(r"^#.*$", "", (DEPLOY / "Containerfile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    ):
+        word, _, rest = line.partition(" ")
+        if word == "FROM":
+            below, _, name = rest.partition(" AS ")
+            found[name] = list(found.get(below, []))
+        if word:
+            found[name].append((word, rest))
+    return found
+
+
+def test_the_container_file_has_known_instructions_and_a_stage_for_processors_and_for_cuda() -> None:
+    assert list(stages()) == ["base", "cuda", "cpu"]  # the last one is built without --target
+    assert {word for lines in stages().values() for word, _ in lines} <= INSTRUCTIONS
+    length = len(stages()["base"])
+    (_, (_, cuda), *of_cuda), (_, (_, cpu), *of_cpu) = (stages()[name][length:] for name in ("cuda", "cpu"))
+    assert of_cuda == of_cpu  # they differ in the index of torch alone
+    assert "TORCH_INDEX=https://download.pytorch.org/whl/cu1" in cuda
+    assert "TORCH_INDEX=https://download.pytorch.org/whl/cpu" in cpu
+
+
+def test_the_container_copies_files_that_there_are_and_lets_nothing_else_in() -> None:
+    copied = [name for word, rest in stages()["cpu"] if word == "COPY" for name in rest.split()[:-1]]
+    assert set(copied) >= {"pyproject.toml", "constraints.txt", "requirements-site.txt", "multiseg"}
     for name in copied:
         assert (ROOT / name).exists(), name
     assert {"docs", "deploy"} <= set(copied)  # which the wheel brings along
     for needed in re.findall(r'(?:readme|license-files) = \[?"([^"]+)"', (ROOT / "pyproject.toml").read_text()):
         assert needed in copied
-    assert re.search(r"^torch==\d", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split("\n*\n")[1].split()
+    assert {line.removeprefix("!") for line in ignored if line.startswith("!")} == set(copied)
 
 
-def test_the_container_runs_a_command_that_there_is() -> None:
-    text = (DEPLOY / "Containerfile").read_text(encoding="utf-8")
-    entry, default = (re.search(rf"^{name} (\[.*\])$", text, re.MULTILINE) for name in ("ENTRYPOINT", "CMD"))
-    assert entry is not None
-    assert default is not None
-    arguments = [word.strip('"[] ') for found in (entry, default) for word in found[1].split(",")]
-    assert arguments[0] == "multiseg"
-    accepts(arguments[1:])
-    assert re.search(r"^USER (?!root)\w+$", text, re.MULTILINE)
-    assert "FLWR_TELEMETRY_ENABLED=0" in text
+def test_the_container_installs_pinned_versions_alone() -> None:
+    installs = [
+        step.strip()
+        for word, rest in stages()["cpu"]
+        if word == "RUN"
+        for step in rest.split("&&")
+        if "install" in step
+    ]
+    assert len(installs) == 4
+    for step in installs:
+        assert "--no-deps" in step or "--require-hashes" in step or "--constraint constraints.txt" in step, step
+    (torch,) = [step for step in installs if "torch==" in step]
+    script = re.search(r"\$\((.*)\)", torch)
+    assert script is not None
+    printed = subprocess.run(["sh", "-c", script[1]], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
+    pins = re.findall(r"^torch==(.+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert printed.stdout.split() == pins
+    with_extras = re.search(r'"(\.\S*EXTRAS\S*)"', " ".join(installs))
+    assert with_extras is not None
+    for extras, asked in {"": ".", "dicom,onnx": ".[dicom,onnx]"}.items():
+        command, environment = ["sh", "-c", f'printf %s "{with_extras[1]}"'], {"EXTRAS": extras}
+        assert subprocess.run(command, env=environment, capture_output=True, encoding="utf-8").stdout == asked
+
+
+def test_the_container_runs_any_command_without_root() -> None:
+    values = dict(stages()["cpu"])
+    assert values["ENTRYPOINT"] == '["multiseg"]'
+    assert values["CMD"] == '["--help"]'
+    for lines in stages().values():
+        users = [rest for word, rest in lines if word == "USER"]
+        assert users == ["999:999"] or lines == stages()["base"]
+    assert "FLWR_TELEMETRY_ENABLED=0" in values["ENV"]
+    # Read only but for /tmp: whatever is told where to write is told to write there.
+    places = re.findall(r"(?:CONFIGDIR|CACHE_HOME)=(\S+)", values["ENV"])
+    assert len(places) == 2
+    assert all(place.startswith("/tmp/") for place in places)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["deploy/README.md", "docs/federation.md", *(f"deploy/{name}" for name in UNITS)])
 def test_pages_name_commands_that_there_are(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    verbs = r"multiseg ((?:fed|ingest|info|predict) [^`|]*)"
+    verbs = r"multiseg(?::cpu)? ((?:fed|ingest|info|predict) [^`|]*)"
     found = [found for line in commands(text) for found in re.findall(verbs, line)]
     assert found
     for line in found:

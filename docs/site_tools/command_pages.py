@@ -10,14 +10,14 @@ from typing import Any
 import click
 from typer.main import get_command
 
-from multiseg.cli.app import app
+from multiseg.cli.app import build_app
 
 FIRST = "reference/commands/index.md"
 
 
 def command_pages() -> dict[str, str]:
     """Pages by their place in the site, that with all commands first."""
-    root = get_command(app)
+    root = get_command(build_app())
     commands = dict(_commands(root, "multiseg"))
     rows = [f"| [`{name}`]({_file(name)}) | {_sentence(command)} |" for name, command in commands.items()]
     table = "\n".join(["| command | what it does |", "|---|---|", *rows])

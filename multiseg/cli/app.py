@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib.metadata import version
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,33 +14,7 @@ import click
 import typer
 from typer.main import get_command
 
-from multiseg.cli.bids_app import bids_command
-from multiseg.cli.brain_mask import brain_mask_command
-from multiseg.cli.calibrate import calibrate_command
-from multiseg.cli.compact import compact_command
-from multiseg.cli.demo import demo_command
-from multiseg.cli.doctor import doctor_command
-from multiseg.cli.evaluate import evaluate_command
-from multiseg.cli.experiment import experiment_command
-from multiseg.cli.export import export_command
-from multiseg.cli.federate.fed_app import federation_app
-from multiseg.cli.finetune import finetune_command
 from multiseg.cli.flag_groups import with_single_flags
-from multiseg.cli.graft_cases import graft_command
-from multiseg.cli.import_weights import import_weights_command
-from multiseg.cli.info import info_command
-from multiseg.cli.ingest import ingest_command
-from multiseg.cli.pack import pack_command
-from multiseg.cli.phantoms import phantoms_command
-from multiseg.cli.predict import predict_command
-from multiseg.cli.remove import remove_command
-from multiseg.cli.repair import repair_command
-from multiseg.cli.report import run_report_command
-from multiseg.cli.train import train_command
-from multiseg.cli.train_brain import train_brain_command
-from multiseg.cli.upgrade import upgrade_command
-from multiseg.cli.verify import verify_command
-from multiseg.cli.view import view_command
 from multiseg.errors import MultisegError, UnconfirmedError
 from multiseg.faults import NOT_SUPPORTED, OUT_OF_RESOURCE, raise_descriptor_limit, remedy
 from multiseg.shown import lines
@@ -59,53 +33,70 @@ STARTS_OVER = ("train", "finetune", "predict", "bids")
 STORES = frozenset({"store", "of_store", "path"})
 """Parameters that are a path or a URL."""
 
-app = typer.Typer(
-    name="multiseg",
-    help="Segment brain lesions from any set of MRI sequences, with one model trained on databases that differ.",
-    epilog=EXIT_CODES,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-)
-COMMANDS: dict[str, Callable[..., int]] = {
-    "demo": demo_command,
-    "doctor": doctor_command,
-    "phantoms": phantoms_command,
-    "ingest": ingest_command,
-    "info": info_command,
-    "view": view_command,
-    "graft": graft_command,
-    "verify": verify_command,
-    "upgrade": upgrade_command,
-    "repair": repair_command,
-    "remove": remove_command,
-    "compact": compact_command,
-    "train": train_command,
-    "finetune": finetune_command,
-    "train-brain": train_brain_command,
-    "evaluate": evaluate_command,
-    "calibrate": calibrate_command,
-    "report": run_report_command,
-    "export": export_command,
-    "pack": pack_command,
-    "bids": bids_command,
-    "brain-mask": brain_mask_command,
-    "predict": predict_command,
-    "experiment": experiment_command,
-    "import-weights": import_weights_command,
+COMMANDS: dict[str, str] = {
+    "demo": "demo:demo_command",
+    "doctor": "doctor:doctor_command",
+    "phantoms": "phantoms:phantoms_command",
+    "ingest": "ingest:ingest_command",
+    "info": "info:info_command",
+    "view": "view:view_command",
+    "graft": "graft_cases:graft_command",
+    "verify": "verify:verify_command",
+    "upgrade": "upgrade:upgrade_command",
+    "repair": "repair:repair_command",
+    "remove": "remove:remove_command",
+    "compact": "compact:compact_command",
+    "train": "train:train_command",
+    "finetune": "finetune:finetune_command",
+    "train-brain": "train_brain:train_brain_command",
+    "evaluate": "evaluate:evaluate_command",
+    "calibrate": "calibrate:calibrate_command",
+    "report": "report:run_report_command",
+    "export": "export:export_command",
+    "pack": "pack:pack_command",
+    "bids": "bids_app:bids_command",
+    "brain-mask": "brain_mask:brain_mask_command",
+    "predict": "predict:predict_command",
+    "experiment": "experiment:experiment_command",
+    "import-weights": "import_weights:import_weights_command",
 }
-for name, command in COMMANDS.items():
-    app.command(name)(with_single_flags(command))
-app.add_typer(federation_app, name="fed")
+"""By name, the module of multiseg.cli with the command, and its function."""
+FEDERATION = "fed"
+
+
+def build_app(verb: str = "") -> typer.Typer:
+    """The command line with all commands, or with one alone, since importing all of them takes half of its start.
+
+    Args:
+        verb: the command; if there is none of this name, all are built.
+    """
+    app = typer.Typer(
+        name="multiseg",
+        help="Segment brain lesions from any set of MRI sequences, with one model trained on databases that differ.",
+        epilog=EXIT_CODES,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+    )
+    app.callback()(_root)
+    is_single = verb in COMMANDS or verb == FEDERATION
+    for name in [verb] if is_single else [*COMMANDS, FEDERATION]:
+        if name == FEDERATION:
+            app.add_typer(import_module("multiseg.cli.federate.fed_app").federation_app, name=name)
+            continue
+        module, _, function = COMMANDS[name].partition(":")
+        app.command(name)(with_single_flags(getattr(import_module(f"multiseg.cli.{module}"), function)))
+    return app
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         print(f"multiseg {version('multiseg')}")  # noqa: T201
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     show: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
@@ -118,7 +109,12 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
     message = ""
     try:
-        code = refuse_empty(get_command(app))(list(arguments), standalone_mode=False, obj=tuple(arguments)) or 0
+        code = (
+            refuse_empty(get_command(build_app(*arguments[:1])))(
+                list(arguments), standalone_mode=False, obj=tuple(arguments)
+            )
+            or 0
+        )
         if code == 130:  # typer turns Ctrl-C into this
             message = interruption_message(arguments)
     except click.ClickException as error:

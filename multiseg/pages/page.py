@@ -37,7 +37,9 @@ for (const figure of document.querySelectorAll("figure.volume")) {
 """The slider of a volume. Its digest is in the page's security policy, so that no other script runs."""
 _DIGEST = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
 POLICY = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{_DIGEST}'"
-_LIGHT_INK, _DARK_INK = "#ffffff", "#111111"
+_LIGHT_INK, _DARK_INK = "#ffffff", "#000000"
+_TURN = 0.179
+"""The relative luminance on which white and black have the same contrast, 4.58."""
 _SCALE = (
     (0.0, (68, 1, 84)),
     (0.25, (59, 82, 139)),
@@ -58,6 +60,7 @@ class Table:
     long: Sequence[str] = ()
     heading: str = ""
     kind = "table"
+    width = ""
 
     @property
     def classes(self) -> list[str]:
@@ -71,6 +74,7 @@ class Drawing:
     svg: Markup
     heading: str = ""
     kind = "drawing"
+    width = "half"
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class Text:
     text: str
     heading: str = ""
     kind = "text"
+    width = ""
 
 
 @dataclass(frozen=True)
@@ -95,9 +100,9 @@ class HeatCell:
         """The cell of a share from 0 to 1; NaN is an empty cell."""
         if math.isnan(value):
             return cls("", "#f0f0f0", _DARK_INK)
-        red, green, blue = shade(value)
-        is_light = 0.299 * red + 0.587 * green + 0.114 * blue > 140
-        return cls(f"{value:.2f}", f"#{red:02x}{green:02x}{blue:02x}", _DARK_INK if is_light else _LIGHT_INK)
+        colour = shade(value)
+        ink = _DARK_INK if _luminance(colour) > _TURN else _LIGHT_INK
+        return cls(f"{value:.2f}", "#" + bytes(colour).hex(), ink)
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,7 @@ class HeatMap:
     rows: Sequence[tuple[str, Sequence[HeatCell]]]
     heading: str = ""
     kind = "heat"
+    width = "half"
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,12 @@ class Volumes:
     heading: str = ""
     kind = "volumes"
 
+    @property
+    def width(self) -> str:
+        return "third" if len(self.volumes) == 1 else ""
 
+
+# The width of a part says how much of the page it takes, at most: all of it (""), a half or a third.
 Part: TypeAlias = Table | Drawing | Text | HeatMap | Volumes
 
 
@@ -158,9 +169,9 @@ def render(title: str, intro: str, sections: Sequence[Section]) -> str:
     return page + "\n"
 
 
-def drawn(draw: Callable[[Figure], None], heading: str = "", height: float = 3.4) -> Drawing:
-    """A plot: `draw` is called with a figure of 9 inches by `height`."""
-    figure = Figure(figsize=(9, height), layout="constrained")
+def drawn(draw: Callable[[Figure], None], heading: str = "", height: float = 3.0) -> Drawing:
+    """A plot: `draw` is called with a figure of 6.2 inches by `height`, of which two fit side by side."""
+    figure = Figure(figsize=(6.2, height), layout="constrained")
     draw(figure)
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
@@ -189,6 +200,13 @@ def shade(value: float) -> tuple[int, int, int]:
             red, green, blue = (round(one + part * (other - one)) for one, other in zip(dark, light, strict=True))
             return red, green, blue
     raise AssertionError(value)
+
+
+def _luminance(colour: tuple[int, int, int]) -> float:
+    """The relative luminance of a colour of sRGB (WCAG 2.2), from 0 to 1."""
+    shares = (part / 255 for part in colour)
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in shares)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def is_page(path: Path) -> bool:

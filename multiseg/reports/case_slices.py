@@ -95,7 +95,8 @@ def _seen(plane: UInt8[np.ndarray, "i j"], size: tuple[int, int], resampling: Im
 
 
 def _edge(mask: Bool[np.ndarray, "row column"]) -> Bool[np.ndarray, "row column"]:
-    edge: Bool[np.ndarray, "row column"] = mask & ~ndimage.binary_erosion(mask)
+    """The border of a mask, two pixels wide: the page draws slices smaller than they are."""
+    edge: Bool[np.ndarray, "row column"] = mask & ~ndimage.binary_erosion(mask, iterations=2)
     return edge
 
 

@@ -16,6 +16,8 @@ from multiseg.store.reader import Store, open_store
 
 MOST_SLICES = 120
 """Of one case over all runs, so that the page stays below 15 MB."""
+DRAWN_FIRST = ("FLAIR", "DWI", "T1c")
+"""The first of these that a case has is drawn, since they show lesions of most kinds; else its first sequence."""
 PICKED = ("worst", "median", "best")
 TITLE = "Worst, median and best case"
 NOTE = (
@@ -64,14 +66,14 @@ def pick_cases(evaluation: EvaluationRecord) -> dict[str, tuple[str, float]]:
 
 
 def _volume(model: Model, store: Store, name: str, caption: str, most_slices: int) -> Volume | None:
-    """The slices of a case over its first sequence; None if the store lacks it or the model cannot read it."""
+    """The slices of a case over one of its sequences; None if the store lacks it or the model cannot read it."""
     database, _, case_name = name.partition("/")
     case = store[database][case_name] if database in store.databases else None
     if case is None or store.spacing_mm != model.info.spacing_mm or not model.info.usable(case.modalities):
         return None
     images, truth, codes = answered(model, store, case, overlap=0.5)
-    sequence, image = next(iter(images.items()))
+    sequence = next((name for name in DRAWN_FIRST if name in images), next(iter(images)))
     return case_volume(
-        f"{caption} ({sequence})", image.astype(np.float32), truth.target, codes, len(model.info.space.names),
-        store.spacing_mm, most_slices,
+        f"{caption} ({sequence})", images[sequence].astype(np.float32), truth.target, codes,
+        len(model.info.space.names), store.spacing_mm, most_slices,
     )  # fmt: skip

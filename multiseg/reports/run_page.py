@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -29,9 +28,7 @@ from multiseg.pages.page import (
 from multiseg.reports.picked_cases import picked_cases
 from multiseg.reports.run_doubts import doubts
 from multiseg.reports.run_record import EvaluationRecord, RunRecord
-
-MOST_POINTS = 400
-"""Of a curve: more steps are averaged in groups."""
+from multiseg.reports.training_curves import TRAINING_NOTE, training_curves, value_of
 
 
 def run_page(runs: Sequence[RunRecord], device: str = "cpu", with_cases: bool = True) -> str:
@@ -43,7 +40,7 @@ def run_page(runs: Sequence[RunRecord], device: str = "cpu", with_cases: bool = 
     names = ", ".join(run.name for run in runs)
     sections = [
         Section("In short", [_facts(runs)]),
-        Section("Training", _curves(runs), "Loss of the training, and Dice of the cases that choose the best model."),
+        Section("Training", training_curves(runs), TRAINING_NOTE),
         Section("What it learnt from", [_data(run, runs) for run in runs]),
         Section("Evaluation", _evaluations(runs), _evaluation_note(runs)),
         *([picked_cases(runs, device)] if with_cases and any(run.evaluations for run in runs) else []),
@@ -69,6 +66,7 @@ def _facts(runs: Sequence[RunRecord]) -> Table:
         "voxels": lambda run: " x ".join(f"{length:g}" for length in run.info.spacing_mm) + " mm",
         "steps": lambda run: str(run.steps[-1]["step"] if run.steps else run.info.step),
         "best model": _best,
+        "held-out Dice": _held_out,
         "training cases": lambda run: str(sum(count["train"] for count in run.num_cases.values())),
         "fine-tuned from": lambda run: (
             str(run.info.ancestry[-1].get("run", "another model")) if run.info.ancestry else "-"
@@ -86,51 +84,15 @@ def _best(run: RunRecord) -> str:
     return f"of step {best[-1]['step']}, validation Dice {_number(best[-1]['score'])}"
 
 
-def _curves(runs: Sequence[RunRecord]) -> list[Drawing]:
-    losses = {run.name: _thinned([(event["step"], event["loss"]) for event in run.steps]) for run in runs}
-    drawings = [drawn(partial(_draw, {name: points for name, points in losses.items() if points}, "loss", False))]
-    scores = {
-        f"{kind}{f', {run.name}' if len(runs) > 1 else ''}": points
-        for run in runs
-        for kind, points in _series(run, "kinds").items()
-    }
-    if scores:
-        drawings.append(drawn(partial(_draw, scores, "Dice", True), "Lesions and tissues"))
-    for run in runs:
-        if parts := _series(run, "parts"):
-            heading = "Databases" + (f": {run.name}" if len(runs) > 1 else "")
-            drawings.append(drawn(partial(_draw, parts, "Dice", True), heading))
-    return [drawing for drawing in drawings if drawing]
-
-
-def _series(run: RunRecord, field: str) -> dict[str, list[tuple[float, float]]]:
-    """The validations of a run by database or by kind of structure."""
-    names = dict.fromkeys(name for event in run.validations for name in event.get(field) or {})
-    series = {
-        name: [(float(event["step"]), _value(event[field].get(name))) for event in run.validations if event.get(field)]
-        for name in names
-    }
-    finite = {name: [point for point in points if math.isfinite(point[1])] for name, points in series.items()}
-    return {name: points for name, points in finite.items() if points}
-
-
-def _draw(curves: Mapping[str, Points], label: str, is_share: bool, figure: Figure) -> None:
-    axes = figure.add_subplot()
-    draw_lines(axes, curves, label, "step", marker="o" if is_share else "")
-    axes.set_xlim(left=0)
-    if is_share:
-        axes.set_ylim(0, 1)
-    if len(curves) > 1 or is_share:
-        figure.legend(loc="outside right upper", frameon=False)
-
-
-def _thinned(points: Sequence[tuple[float, Any]]) -> list[tuple[float, float]]:
-    """At most `MOST_POINTS`, each the mean of a group; values that are not finite are left out."""
-    finite = [(float(step), _value(value)) for step, value in points]
-    finite = [point for point in finite if math.isfinite(point[1])]
-    size = max(1, -(-len(finite) // MOST_POINTS))
-    groups = [finite[start : start + size] for start in range(0, len(finite), size)]
-    return [(group[-1][0], float(np.mean([value for _, value in group]))) for group in groups]
+def _held_out(run: RunRecord) -> str:
+    """The mean Dice of the first evaluation over cases and structures, each case with all its sequences."""
+    rows = run.evaluations[0].held_out if run.evaluations else pd.DataFrame()
+    if not len(rows):
+        return "not evaluated"
+    keys = ["database", "case"]
+    rows = rows[rows["num_modalities"] == rows.groupby(keys)["num_modalities"].transform("max")]
+    num_cases = len(rows[keys].drop_duplicates())
+    return f"{_number(rows['dice'].mean())}, mean of {num_cases} cases with all their sequences"
 
 
 def _data(run: RunRecord, runs: Sequence[RunRecord]) -> Table:
@@ -183,10 +145,10 @@ def _reliability(evaluation: EvaluationRecord, heading: str) -> list[Drawing]:
 
 def _draw_reliability(curves: Mapping[str, Points], figure: Figure) -> None:
     axes = figure.add_subplot()
-    axes.plot([0, 1], [0, 1], color="#999999", lw=0.8, ls="--", label="right")
+    axes.plot([0, 1], [0, 1], color="#999999", lw=0.8, ls="--", label="as it should be")
     draw_lines(axes, curves, "share of true voxels", "probability")
     axes.set(xlim=(0, 1), ylim=(0, 1), xticks=[0, 0.25, 0.5, 0.75, 1])
-    figure.legend(loc="outside right upper", frameon=False)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
 
 
 def _heat_maps(evaluation: EvaluationRecord, heading: str) -> list[HeatMap]:
@@ -260,12 +222,8 @@ def _making(runs: Sequence[RunRecord]) -> list[Table | Text]:
     return parts
 
 
-def _value(value: Any) -> float:
-    return math.nan if value is None else float(value)
-
-
 def _number(value: Any, whole: bool = False) -> str:
-    number = _value(value)
+    number = value_of(value)
     return "-" if math.isnan(number) else f"{number:.0f}" if whole else f"{number:.3f}"
 
 

@@ -7,7 +7,7 @@ import pytest
 from test_outputs import commands
 from typer.main import get_command
 
-from multiseg.cli.app import app, run
+from multiseg.cli.app import build_app, run
 
 
 def every(command: click.Command, name: str = "") -> list[tuple[str, click.Command]]:
@@ -20,7 +20,7 @@ def every(command: click.Command, name: str = "") -> list[tuple[str, click.Comma
 def lines_with_one_empty() -> list[list[str]]:
     """For each path and each argument of every verb a command line in which that is empty and the others are not."""
     found = []
-    for name, command in every(get_command(app)):
+    for name, command in every(get_command(build_app())):
         needed = [one for one in command.params if isinstance(one, click.Argument) and one.required]
         for parameter in command.params:
             if isinstance(parameter, click.Argument):

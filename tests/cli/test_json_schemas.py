@@ -13,7 +13,7 @@ import torch
 from json_documents import SCHEMAS, checked
 from typer.main import get_command
 
-from multiseg.cli.app import app, run
+from multiseg.cli.app import build_app, run
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import build
@@ -45,7 +45,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_command_with_json_has_a_schema() -> None:
-    names = set(commands_with_json(get_command(app)))
+    names = set(commands_with_json(get_command(build_app())))
     assert {"ingest", "import-weights", "fed-status"} <= names
     assert names | OTHERS == {path.stem for path in SCHEMAS.glob("*.json")}
 

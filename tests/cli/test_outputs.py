@@ -10,7 +10,7 @@ import torch
 import typer.main
 from json_documents import checked
 
-from multiseg.cli.app import app, run
+from multiseg.cli.app import build_app, run
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import multi_unet
@@ -56,7 +56,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def commands() -> Iterator[tuple[str, list[str]]]:
     """Every verb with its flags, those of `fed` and `fed enrol` included."""
-    groups = [typer.main.get_command(app)]
+    groups = [typer.main.get_command(build_app())]
     while groups:
         for name, command in groups.pop().commands.items():  # type: ignore[attr-defined]
             if hasattr(command, "commands"):

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from browser_checks import needs_browser, serious_faults, severe_messages
 from json_documents import checked
 
+from benchmarks.browser import chromium
 from multiseg.cli.app import run
 from multiseg.errors import UsageError
 from multiseg.pages.page import POLICY
@@ -18,6 +20,18 @@ from multiseg.reports.run_page import check_runs
 from multiseg.reports.run_record import EvaluationRecord, read_run
 
 TINY = ["--database", "alder", "--database", "dogwood", "--steps", "2", "--patch", "8", "--batch-size", "2"]
+SLICE = """
+const figure = document.activeElement.closest("figure");
+return figure && { number: figure.querySelector("output").textContent, picture: figure.querySelector("img").src };
+"""
+"""The slice of the slider that has the focus."""
+LOADED = "return performance.getEntriesByType('resource').map((one) => new URL(one.name).protocol)"
+REFUSED = """
+const refused = new Promise((done) => addEventListener("securitypolicyviolation", (one) => done(one.blockedURI)));
+new Image().src = "http://127.0.0.1:9/x";
+return refused;
+"""
+"""The address that the page's policy did not let it load."""
 QUIET = ["--workers", "0", "--augment", "none", "--device", "cpu"]
 
 
@@ -56,6 +70,10 @@ def test_it_shows_how_the_model_learnt_what_it_reaches_and_how_it_was_made(runs:
     dice = pd.read_csv(runs / "joint" / "evaluation-all" / "summary.csv").query("learnt == 'train'")["dice"].iloc[0]
     assert f">{dice:.2f}</td>" in text
     assert "use in training train: " in text
+    cases = pd.read_csv(runs / "joint" / "evaluation-all" / "cases.csv")
+    held_out = cases[cases["learnt"].isna()]  # of one subset each: all sequences
+    said = f"{held_out['dice'].mean():.3f}, mean of {len(held_out)} cases with all their sequences"
+    assert re.search(rf">held-out Dice</td><td[^>]*>{said}<", text)
     assert "evaluation-all: can the probabilities be believed?" in text
 
 
@@ -102,6 +120,26 @@ def test_an_older_evaluation_and_a_lost_store_are_said(
     assert "The cases are not drawn, since the store" in text
     assert "Side by side: mean Dice" in text
     assert "<th>other" in text.replace('<th class="number">', "<th>")
+
+
+@pytest.mark.slow
+@needs_browser
+def test_in_a_browser_keys_alone_move_it_and_it_reaches_nobody_and_has_no_serious_fault(runs: Path) -> None:
+    with chromium() as browser:
+        browser.resize(1280, 800)
+        browser.go((runs / "joint" / "report.html").as_uri())
+        for _ in range(30):
+            browser.press("Tab")
+            if (before := browser.run(SLICE)) is not None:
+                break
+        browser.press("ArrowUp")
+        after = browser.run(SLICE)
+        assert int(after["number"]) == int(before["number"]) + 1
+        assert after["picture"] != before["picture"]
+        assert set(browser.run(LOADED)) <= {"data:"}
+        assert serious_faults(browser) == []
+        assert severe_messages(browser) == []
+        assert browser.run(REFUSED) == "http://127.0.0.1:9/x"
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

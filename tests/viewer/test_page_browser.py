@@ -1,25 +1,20 @@
 """The page in a headless Chromium: it draws under its own policy, by keyboard alone, and axe-core finds nothing."""
 
+import io
 from collections.abc import Iterator
-from importlib.resources import files
-from pathlib import Path
 
 import numpy as np
 import pytest
+from browser_checks import needs_browser, serious_faults, severe_messages
 from matplotlib.image import imread
 
-from benchmarks.browser import Browser, chromium, missing_programs
+from benchmarks.browser import Browser, chromium
 from benchmarks.screenshots import IS_DONE, open_case, served
 from multiseg.store.reader import open_store
 from multiseg.viewer.page_server import PageServer
 from multiseg.viewer.stored_cases import StoredCases
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        bool(missing_programs()), reason=f"no {missing_programs()}: apt-get install chromium chromium-driver"
-    ),
-]
+pytestmark = [pytest.mark.slow, needs_browser]
 FOCUS = "const at = document.activeElement; return at.id || at.dataset.name || at.name || at.tagName"
 
 
@@ -58,26 +53,25 @@ def text(page: Browser, element: str) -> str:
     return str(page.run(f"return document.getElementById('{element}').textContent"))
 
 
-def shown(page: Browser, tmp_path: Path) -> np.ndarray:
-    page.screenshot(tmp_path / "page.png")
-    return np.asarray(imread(tmp_path / "page.png"))
+def shown(page: Browser) -> np.ndarray:
+    return np.asarray(imread(io.BytesIO(page.screenshot())))
 
 
-def test_it_draws_under_its_policy_and_asks_nobody_else(page: Browser, server: PageServer, tmp_path: Path) -> None:
+def test_it_draws_under_its_policy_and_asks_nobody_else(page: Browser, server: PageServer) -> None:
     page.go(f"http://127.0.0.1:{server.access.port}/")
     page.wait_for(IS_DONE, seconds=120)
-    assert [message for message in page.messages() if message.startswith("SEVERE")] == []
+    assert severe_messages(page) == []
     requests = page.run("return performance.getEntriesByType('resource').map((entry) => new URL(entry.name).host)")
     assert set(requests) == {f"127.0.0.1:{server.access.port}"}
     assert page.run("return document.cookie") == ""  # scripts cannot read it
     assert "ticket" not in str(page.run("return location.href"))
-    image = shown(page, tmp_path)[100:680, 290:990, :3]
+    image = shown(page)[100:680, 290:990, :3]
     assert (image.max(axis=2) > 0.3).mean() > 0.1  # brains
     cyan = (image[..., 2] - image[..., 0] > 0.3) & (image[..., 1] > 0.5)
     assert cyan.sum() > 30  # the lesion
 
 
-def test_every_action_by_keyboard(page: Browser, tmp_path: Path) -> None:
+def test_every_action_by_keyboard(page: Browser) -> None:
     page.press("n")
     page.wait_for("return document.getElementById('case-name').textContent === 'alder/A002'")
     page.wait_for(IS_DONE, seconds=120)
@@ -94,9 +88,9 @@ def test_every_action_by_keyboard(page: Browser, tmp_path: Path) -> None:
     assert page.run("return document.querySelector('#lesions [aria-current=true]').dataset.index") == "0"
     page.press("o")
     assert "lesion: lesion" not in text(page, "place")
-    without = shown(page, tmp_path)
+    without = shown(page)
     page.press("o")
-    assert (shown(page, tmp_path) != without).any()
+    assert (shown(page) != without).any()
     page.press("3")
     assert page.run("return document.querySelector('#planes [aria-pressed=true]').textContent") == "Sagittal"
     page.press("?")
@@ -144,10 +138,8 @@ def test_crosshairs_are_linked(page: Browser) -> None:
 
 @pytest.mark.parametrize("dialogue", [False, True])
 def test_axe_finds_nothing_serious(page: Browser, dialogue: bool) -> None:
-    axe = files("axe_core_python") / "axe.min.js"
     if dialogue:
         page.press("?")
-    page.run(axe.read_text(encoding="utf-8"))
-    found = page.run("return axe.run().then((result) => result.violations)")
+    faults = serious_faults(page)
     page.press("Escape")
-    assert [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")] == []
+    assert faults == []

@@ -181,12 +181,12 @@ def _dice_plot(run: Mapping[str, Any], figure: Figure) -> None:
     axes.set_ylim(0, 1)
     if run["best"]["round"] >= 0:
         axes.axvline(run["best"]["round"], color="black", lw=0.8, ls=":", label="best model")
-    figure.legend(loc="outside right upper", frameon=False)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
 
 
 def _loss_plot(run: Mapping[str, Any], figure: Figure) -> None:
     draw_lines(figure.add_subplot(), _curves(run, "loss"), "loss", "round")
-    figure.legend(loc="outside right upper", frameon=False)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
 
 
 def _traffic_plot(run: Mapping[str, Any], figure: Figure) -> None:
@@ -198,4 +198,4 @@ def _traffic_plot(run: Mapping[str, Any], figure: Figure) -> None:
     for axes in (left, right):
         axes.margins(y=0.1)
         axes.set_ylim(bottom=0)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)

@@ -2,11 +2,11 @@
 import { byId, make } from "./elements.js";
 
 const FILTERS = {
-  database: { all: "All databases", values: (one) => [one.database] },
-  sequence: { all: "All sequences", values: (one) => one.sequences },
-  pathology: { all: "All pathologies", values: (one) => [one.pathology] },
-  split: { all: "All splits", values: (one) => [one.split] },
-  flag: { all: "All flags", values: (one) => one.flags },
+  database: { all: "Any database", values: (one) => [one.database] },
+  sequence: { all: "Any sequence", values: (one) => one.sequences },
+  pathology: { all: "Any pathology", values: (one) => [one.pathology] },
+  split: { all: "Any split", values: (one) => [one.split] },
+  flag: { all: "Any flag", values: (one) => one.flags },
 };
 
 export class CaseList {

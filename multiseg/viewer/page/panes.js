@@ -180,7 +180,7 @@ export class Panes {
 
   /** Small planes need a wider cross; its gap of 8 mm to each side does not hide what it points to. */
   #setPlane(niivue) {
-    const width = this.plane === "all three" ? 1.5 : 1;
+    const width = this.plane === "all three" ? 1 : 0.7;
     Object.assign(niivue.opts, { sliceType: PLANES[this.plane], crosshairWidth: width, crosshairGap: 16 / width });
     niivue.crosshairs3D = null;
   }
