@@ -60,7 +60,7 @@ class EvaluateOptions:
     scoring: ScoringOptions = ScoringOptions()
     tta: bool = False
     memory: str = field(default="", repr=False)
-    branch: str = ""
+    branch: str = field(default="", repr=False)
 
     @property
     def answer(self) -> AnswerOptions:

@@ -89,7 +89,9 @@ def evaluate(
     folder = None if folder is None else Path(folder)
     place = store.url if is_remote(store.url) else str(local_path(store.url).resolve())
     digest = _digest(run)
-    identity = (digest, place, options, options.scoring.definitions, COLUMNS, identity_of(own))
+    # What an older multiseg began without a branch is resumed.
+    branch = (options.branch,) if options.branch else ()
+    identity = (digest, place, options, options.scoring.definitions, COLUMNS, identity_of(own), *branch)
     if folder:
         check_room(folder, key_of(*identity), overwrite)
     done = DoneCases(folder, *identity)

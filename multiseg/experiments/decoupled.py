@@ -21,11 +21,10 @@ from multiseg.training.stages import PSEUDO_LABEL
 
 HIMMETOGLU = "Himmetoglu et al. 2025"
 QUESTION = "Do grafted lesions, meta-learning and adaptation help the tissues under and near lesions?"
-PRETRAINED, LONGER, GRAFTED = "pretrained", "pretrained for longer", "grafted, no inner step"
-COTRAINED, JOINT = "co-trained", "joint"
+PRETRAINED, GRAFTED, COTRAINED, JOINT = "pretrained", "grafted, no inner step", "co-trained", "joint"
 COTRAINING: Mapping[str, Mapping[str, Any]] = {GRAFTED: {"inner_rate": 0.0}, COTRAINED: {}}
 """The arms whose anatomy branch learns from grafted lesions, and their settings."""
-KINDS = (PRETRAINED, LONGER, *COTRAINING, JOINT)
+KINDS = (PRETRAINED, *COTRAINING, JOINT)
 ADAPTED, OF_BRANCH = ", adapted", ", anatomy branch"
 """Endings of the names of arms."""
 WHOLE = f"Lesions of one branch pasted over the tissues of the other; of the arm {JOINT} the fusion of both."
@@ -57,11 +56,15 @@ def stage_run(
 
 
 def runs_of(ground: Ground, seed: int) -> dict[str, Run]:
-    """The last stage of each kind of arm; the stages that they share are equal runs."""
+    """The last stage of each kind of arm; the stages that they share are equal runs.
+
+    The pretrained tissues learn for as many further steps as the co-training takes, so that all arms have learnt from
+    as many healthy patches.
+    """
     roles = roles_of(ground)
     tissue = stage_run(ground, "pretrain_tissue", roles.tissues, seed, None, {"anchor": roles.anchor})
     both = stage_run(ground, "pretrain_lesion", roles.lesions, seed, tissue)
-    found = {PRETRAINED: both, LONGER: _longer(ground, seed, both)}
+    found = {PRETRAINED: _further(ground, seed, both)}
     for kind, settings in COTRAINING.items():
         meta = {"donors": [roles.lesions], **settings}
         found[kind] = stage_run(ground, "cotrain", roles.tissues, seed, both, meta)
@@ -70,8 +73,7 @@ def runs_of(ground: Ground, seed: int) -> dict[str, Run]:
     return {**found, JOINT: replace(joint, pseudo_labels=labels)}
 
 
-def _longer(ground: Ground, seed: int, both: Run) -> Run:
-    """The tissues pretrained for as many more steps as the co-training takes."""
+def _further(ground: Ground, seed: int, both: Run) -> Run:
     run = stage_run(ground, "pretrain_tissue", roles_of(ground).tissues, seed, both)
     steps = ground.scale.finetune_steps
     return replace(run, name=f"further {run.name}", settings=merged(run.settings, {"fit": {"num_steps": steps}}))
@@ -98,7 +100,7 @@ def pictured(ground: Ground) -> list[Arm]:
     """The anatomy branches of the first seed, and the whole answers of the first and the last stage."""
     first = {arm.name: arm for arm in plan(ground) if arm.run.seed == 0}
     branches = [kind + ending + OF_BRANCH for kind in (PRETRAINED, COTRAINED, JOINT) for ending in ("", ADAPTED)]
-    return [first[name] for name in (PRETRAINED, JOINT, *branches)]
+    return [first[name] for name in (PRETRAINED, COTRAINED, JOINT, *branches)]
 
 
 def branch_parts(cases: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -120,22 +122,23 @@ def whole_parts(cases: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 PAIRS = (
-    (LONGER, PRETRAINED), (GRAFTED, LONGER), (COTRAINED, LONGER), (COTRAINED, GRAFTED), (JOINT, COTRAINED),
-    (JOINT, LONGER),
+    (GRAFTED, PRETRAINED), (COTRAINED, PRETRAINED), (COTRAINED, GRAFTED), (JOINT, COTRAINED), (JOINT, PRETRAINED),
 )  # fmt: skip
 ADAPTING = (
-    *((kind + ADAPTED, kind) for kind in KINDS), (COTRAINED + ADAPTED, GRAFTED + ADAPTED), (COTRAINED + ADAPTED, LONGER)
+    *((kind + ADAPTED, kind) for kind in KINDS), (COTRAINED + ADAPTED, GRAFTED + ADAPTED),
+    (COTRAINED + ADAPTED, PRETRAINED),
 )  # fmt: skip
 
 
 def tables(cases: pd.DataFrame, ground: Ground) -> list[Table]:
     branch, whole = branch_parts(cases), whole_parts(cases)
-    full = [(JOINT + ADAPTED, JOINT), (JOINT + ADAPTED, LONGER)]
+    full = [(JOINT + ADAPTED, JOINT), (JOINT + ADAPTED, PRETRAINED)]
     return [
         Table("Dice of the tissues by zone, anatomy branch", by_part(branch, tuple(branch)), note_of(ground)),
-        Table("Paired differences of the same", compared_by_part(branch, "zone", [*PAIRS, *ADAPTING]), INTERVAL),
-        Table("Dice of the whole answer by zone", by_part(whole, tuple(whole)), WHOLE),
-        Table("Paired differences of the same", compared_by_part(whole, "zone", [*PAIRS, *full]), INTERVAL),
+        Table("Paired differences, anatomy branch", compared_by_part(branch, "zone", PAIRS), INTERVAL),
+        Table("Paired differences by adaptation, anatomy branch", compared_by_part(branch, "zone", ADAPTING), INTERVAL),
+        Table("Dice by zone, whole answer", by_part(whole, tuple(whole)), WHOLE),
+        Table("Paired differences, whole answer", compared_by_part(whole, "zone", [*PAIRS, *full]), INTERVAL),
     ]
 
 
@@ -145,7 +148,8 @@ def note_of(ground: Ground) -> str:
     return (
         f"Tissues are learnt from {roles.tissues}, lesions from {roles.lesions} ({', '.join(roles.hidden)} hidden from "
         f"every training, and the truth here). The anatomy branch sees T1 and knows no lesions, so that it says which "
-        f"tissue is {UNDER}. Pretraining took {scale.steps} steps for each branch, every later stage "
-        f"{scale.finetune_steps}; network two_branch, no modality drop. Adapted: to the lesion that the model finds, "
+        f"tissue is {UNDER}. The branches were pretrained for {scale.steps} steps each. Then every arm learnt tissues "
+        f"for {scale.finetune_steps} more, and {JOINT} the whole for as many after these; network two_branch, no "
+        f"modality drop. Adapted: to the lesion that the model finds, "
         f"with {roles.anchor} as anchor."
     )

@@ -10,7 +10,7 @@ import pytest
 from multiseg.experiments import decoupled
 from multiseg.experiments.anatomy_ground import synthetic_grafting_ground
 from multiseg.experiments.by_name import EXPERIMENTS
-from multiseg.experiments.decoupled import ADAPTED, COTRAINED, GRAFTED, JOINT, KINDS, LONGER, OF_BRANCH, PRETRAINED
+from multiseg.experiments.decoupled import ADAPTED, COTRAINED, GRAFTED, JOINT, KINDS, OF_BRANCH, PRETRAINED
 from multiseg.experiments.ground import Ground, Roles
 from multiseg.experiments.results import Machine, run_experiment
 from multiseg.experiments.runs import Arm, Exam, Run, in_order
@@ -35,8 +35,7 @@ def chain(run: Run) -> list[str]:
 def test_every_arm_begins_with_the_same_two_stages() -> None:
     found = arms()
     pretrained = ["pretrain_tissue hazel", "pretrain_lesion ivy"]
-    assert chain(found[PRETRAINED].run) == pretrained
-    assert chain(found[LONGER].run) == [*pretrained, "pretrain_tissue hazel"]
+    assert chain(found[PRETRAINED].run) == [*pretrained, "pretrain_tissue hazel"]
     assert chain(found[COTRAINED].run) == [*pretrained, "cotrain hazel"]
     joint = found[JOINT].run
     assert chain(joint) == [*pretrained, "cotrain hazel", "joint ivy"]
@@ -57,8 +56,8 @@ def test_no_stage_sees_the_tissues_of_the_patients_and_the_arms_differ_in_what_t
     grafted, meta = (found[name].run.settings for name in (GRAFTED, COTRAINED))
     assert grafted == {**meta, "meta": {"donors": ["ivy"], "inner_rate": 0.0}}
     assert meta["meta"] == {"donors": ["ivy"]}
-    longer = found[LONGER].run.settings
-    assert longer["fit"]["num_steps"] == meta["fit"]["num_steps"] == SCALES["tiny"].finetune_steps
+    further = found[PRETRAINED].run.settings
+    assert further["fit"]["num_steps"] == meta["fit"]["num_steps"] == SCALES["tiny"].finetune_steps
     first = in_order(found.values())[0].settings
     assert first["meta"] == {"anchor": "hazel/H001"}
     assert "start" not in first
@@ -89,7 +88,7 @@ def rows(arm: str, under: float, near: float, elsewhere: float, lesion: float | 
 
 CASES = pd.DataFrame(
     [
-        *rows(LONGER, 0.0, 0.6, 0.8, 0.5), *rows(LONGER + OF_BRANCH, 0.4, 0.61, 0.81, None),
+        *rows(PRETRAINED, 0.0, 0.6, 0.8, 0.5), *rows(PRETRAINED + OF_BRANCH, 0.4, 0.61, 0.81, None),
         *rows(GRAFTED, 0.0, 0.7, 0.8, 0.5), *rows(GRAFTED + OF_BRANCH, 0.5, 0.71, 0.81, None),
         *rows(GRAFTED + ADAPTED + OF_BRANCH, 0.55, 0.71, 0.80, None),
         *rows(JOINT, 0.1, 0.65, 0.85, 0.6), *rows(JOINT + ADAPTED, 0.1, 0.66, 0.85, 0.58),
@@ -98,16 +97,17 @@ CASES = pd.DataFrame(
 
 
 def test_tables_by_zone() -> None:
-    branch, gaps, whole, whole_gaps = decoupled.tables(CASES, GROUND)
+    branch, gaps, adapting, whole, whole_gaps = decoupled.tables(CASES, GROUND)
     by_zone = branch.frame.set_index("arm")
     assert by_zone.loc[GRAFTED, "under the lesion"] == pytest.approx(0.5)
-    assert by_zone.loc[LONGER, "within 10 mm"] == pytest.approx(0.61)
+    assert by_zone.loc[PRETRAINED, "within 10 mm"] == pytest.approx(0.61)
     assert by_zone.loc[GRAFTED, "elsewhere, seeds"] == "0.810 to 0.810"
     told = gaps.frame.set_index(["zone", "arms"])["difference"]
-    assert told["under the lesion", f"{GRAFTED} - {LONGER}"] == pytest.approx(0.1)
+    assert told["under the lesion", f"{GRAFTED} - {PRETRAINED}"] == pytest.approx(0.1)
+    told = adapting.frame.set_index(["zone", "arms"])["difference"]
     assert told["under the lesion", f"{GRAFTED}{ADAPTED} - {GRAFTED}"] == pytest.approx(0.05)
     answers = whole.frame.set_index("arm")
-    assert list(answers.index) == [LONGER, GRAFTED, JOINT, JOINT + ADAPTED]
+    assert list(answers.index) == [PRETRAINED, GRAFTED, JOINT, JOINT + ADAPTED]
     assert "under the lesion" not in answers
     assert answers.loc[JOINT, ["within 10 mm", "elsewhere", "lesion"]].tolist() == pytest.approx([0.65, 0.85, 0.6])
     told = whole_gaps.frame.set_index(["zone", "arms"])["difference"]

@@ -158,6 +158,7 @@ def test_what_a_stage_has_not_taught_does_not_answer(store_url: str, folder: Pat
     assert set(anatomy.cases["label"]) == set(TISSUES)
     pasted = evaluate(lesion, store_url, replace(options, branch="pasted"))
     assert set(pasted.cases["label"]) == {*TISSUES, "lesion"}
+    assert anatomy.key != evaluate(lesion, store_url, replace(options, branch="lesion", zones=False)).key != pasted.key
     assert run(["export", str(lesion), "--onnx", str(tmp_path / "m.onnx")]) == 2
 
 
