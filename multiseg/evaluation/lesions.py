@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 from scipy import ndimage
-from scipy.spatial import KDTree
 
 from multiseg.evaluation.empty_masks import UNDEFINED, EmptyPolicy, Scores
 from multiseg.evaluation.metrics import (
@@ -220,6 +219,8 @@ def _distances(
     The surface of a mask is that of its lesions or components, since no two of them touch. Trees of surface points are
     as exact as distance maps, and do not grow with the box around a lesion and what belongs to it.
     """
+    from scipy.spatial import KDTree  # slow to import, and a training imports this module
+
     true_points, found_points = _surface_points(lesions, spacing_mm), _surface_points(components, spacing_mm)
     distances = np.full(len(matches), diagonal)
     answers: dict[frozenset[int], KDTree] = {}

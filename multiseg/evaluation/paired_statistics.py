@@ -11,7 +11,6 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from scipy import stats
 
 from multiseg.errors import UsageError
 
@@ -92,9 +91,11 @@ def signed_rank_p(differences: Float[np.ndarray, " case"]) -> float:
     nonzero = rounded[rounded != 0]
     if not len(nonzero):
         return 1.0
+    from scipy.stats import wilcoxon  # slow to import
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of few cases with ties, which get the normal approximation
-        return float(stats.wilcoxon(nonzero).pvalue)
+        return float(wilcoxon(nonzero).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

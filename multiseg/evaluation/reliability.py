@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from scipy.stats import rankdata
 
 from multiseg.evaluation.metrics import means_and_deviations
 from multiseg.types import Mask
@@ -221,4 +220,4 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
     """Spearman's rank correlation; NaN for fewer than three pairs, or where one side is constant."""
     if len(first) < 3 or len(set(first)) == 1 or len(set(second)) == 1:
         return math.nan
-    return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])
+    return float(np.corrcoef(pd.Series(first).rank(), pd.Series(second).rank())[0, 1])
