@@ -82,7 +82,8 @@ def _further(ground: Ground, seed: int, both: Run) -> Run:
 def plan(ground: Ground) -> list[Arm]:
     """Every kind of arm with its whole answer and that of its anatomy branch, which is also adapted.
 
-    Of the whole answers only the fusion's is adapted, too: where lesions are pasted, an adaptation moves no lesion.
+    Of the whole answers only the fusion's is adapted, too: pasted lesions are those of the lesion branch, which no
+    adaptation changes.
     """
     arms = []
     for seed in range(ground.num_seeds):
