@@ -326,19 +326,14 @@ class LabelSpace:
         tables: dict[int, UInt8[np.ndarray, 256]] = {}
         is_annotated = np.zeros(len(self.labels), dtype=bool)
         taken: set[tuple[str, str]] = set()
-        corrected_kinds = {
-            structure.kind
-            for (name, schema), has_it in zip(schemas.items(), annotated, strict=True)
-            if has_it and is_correction(name)
-            for structure in schema.structures
-        }
+        corrected = corrected_kinds(schemas, annotated)
         for position, (name, schema) in enumerate(schemas.items()):
             if not annotated[position]:
                 continue
             table = np.zeros(256, dtype=np.uint8)
             for code, structure in enumerate(schema.structures, start=1):
                 index = self.index_of(structure, pathology)
-                is_replaced = structure.kind in corrected_kinds and not is_correction(name)
+                is_replaced = structure.kind in corrected and not is_correction(name)
                 if is_replaced or (structure.name, structure.kind) in taken:
                     continue
                 if index is not None:
@@ -355,6 +350,16 @@ class LabelSpace:
         # Later tables override earlier ones: lesions come last, and the first annotation after the second.
         order = sorted(tables, key=lambda n: (is_lesion[n], is_listed[n], -n))
         return LabelView(tuple((n, tables[n]) for n in order), is_annotated)
+
+
+def corrected_kinds(schemas: Mapping[str, LabelSchema], annotated: Iterable[bool]) -> frozenset[str]:
+    """The kinds of structures in the corrections of a case: these are read from its corrections alone."""
+    return frozenset(
+        structure.kind
+        for (name, schema), has_it in zip(schemas.items(), annotated, strict=True)
+        if has_it and is_correction(name)
+        for structure in schema.structures
+    )
 
 
 def _space_label(text: str) -> SpaceLabel:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from multiseg.evaluation.prediction_inputs import PredictOptions
     from multiseg.evaluation.voting import Voters
     from multiseg.store.findings import Finding
+    from multiseg.store.ingest.parallel import Workers
     from multiseg.store.sources.source_types import DatabaseFiles
 
 SHOWN_FAILURES = 20
@@ -100,8 +101,31 @@ class CohortFlags:
 
     bids: Annotated[bool, typer.Option("--bids", help="Write a folder of patients as a BIDS derivative.")] = False
     workers: Annotated[
-        int, worker_option("--workers", help="Patients at once; each worker needs memory for a model.", min=1)
-    ] = 1
+        int | None,
+        worker_option(
+            "--workers", help="Patients at once (1; on a cluster 16); each worker needs memory for a model.", min=1
+        ),
+    ] = None
+    scheduler: Annotated[
+        str,
+        worker_option(
+            help="processes, or the address of a dask scheduler (tcp://HOST:8786), whose workers see model, source and "
+            "output under the same paths."
+        ),
+    ] = "processes"
+
+    def parallel(self) -> Workers:
+        """The workers.
+
+        Raises:
+            UsageError: the scheduler is neither of the two.
+        """
+        from multiseg.store.ingest.parallel import PROCESSES, Workers
+
+        is_cluster = "://" in self.scheduler
+        if not is_cluster and self.scheduler != PROCESSES:
+            raise UsageError(f"--scheduler {self.scheduler!r} is neither {PROCESSES} nor an address (tcp://HOST:PORT).")
+        return Workers(self.workers or (16 if is_cluster else 1), self.scheduler)
 
 
 def predict_all(
@@ -122,6 +146,7 @@ def predict_all(
     from multiseg.store.hierarchy import is_like_a_store
 
     _check_dicom_seg(str(options.dicom_seg), source, cohort.bids)
+    workers = cohort.parallel()
     settings = replace(options, brain_mask=None)  # each case has its own rule
     voters = loaded_voters(model, settings)
     findings: list[Finding] = []
@@ -136,7 +161,7 @@ def predict_all(
         if not as_json:
             print_findings(findings)
         cases = _of_files(chosen, Path(source), voters, options, cohort.bids)
-    report = _run(model, cases, out, settings, cohort.workers, overwrite)
+    report = _run(model, cases, out, settings, workers, overwrite)
     _print_report(report, out, findings, as_json)
     failed = report.of("failed")
     return 0 if not failed else 4 if len(failed) < len(report.outcomes) else 3
@@ -218,7 +243,7 @@ def _of_store(source: str, voters: Voters, options: PredictOptions, folder: Fold
 
 
 def _run(
-    model: Path, cohort: Cohort, out: Path, options: PredictOptions, workers: int, overwrite: bool
+    model: Path, cohort: Cohort, out: Path, options: PredictOptions, workers: Workers, overwrite: bool
 ) -> CohortReport:
     """Segment the cases with a progress bar; elsewhere than on a terminal with a line for each."""
     from rich.progress import TaskID
@@ -226,7 +251,6 @@ def _run(
     from multiseg.cli.console import messages, progress_bar
     from multiseg.evaluation.cohort import Outcome, predict_cohort
     from multiseg.processes import term_interrupts
-    from multiseg.store.ingest.parallel import Workers
 
     console, total, num_done = messages(), len(cohort.cases) + len(cohort.refused), 0
     try:
@@ -239,7 +263,7 @@ def _run(
                 if bar.disable:
                     console.print(f"{outcome} {name}", soft_wrap=True, markup=False)
 
-            return predict_cohort(model, cohort, out, options, Workers(workers), on_case, overwrite)
+            return predict_cohort(model, cohort, out, options, workers, on_case, overwrite)
     except KeyboardInterrupt:
         console.print(f"{num_done} of {total} cases are segmented.")
         raise

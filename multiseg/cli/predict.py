@@ -88,7 +88,9 @@ def predict_command(
             raise UsageError(f"--picture and --lesion-mask are for one patient, but {images[0]} has many.")
         return predict_all(model, images[0], out, options, folder, cohort, overwrite, as_json)
     if (folder, cohort) != (FolderFlags(), CohortFlags()):
-        raise UsageError("--as, --pattern, --modality, --yes, --bids and --workers are for a folder of patients.")
+        raise UsageError(
+            "--as, --pattern, --modality, --yes, --bids, --workers and --scheduler are for a folder of patients."
+        )
     _predict_one(model, images, out, options, patient.picture, overwrite, as_json)
     return 0
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -36,12 +40,13 @@ from multiseg.store.cases import sha256_of
 from multiseg.store.damage import type_and_place
 from multiseg.store.formats.read_volume import read_volume
 from multiseg.store.hierarchy import is_plain_name
-from multiseg.store.ingest.parallel import Workers, default_workers, run_tasks
+from multiseg.store.ingest.parallel import PROCESSES, THREADS, Workers, default_workers, run_tasks
 from multiseg.store.reader import Store, open_store
 
 Outcome = Literal["segmented", "unchanged", "failed"]
 OnCase = Callable[[str, Outcome, CaseRecord], None]
 """Called for each finished case with its name, its outcome and its record."""
+_ONE_AT_A_TIME = Lock()
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class _Run:
         brain: the digest of the network that finds brains; "" if no model carries one.
         call: another text for each call, which opens the store again.
         num_threads: of torch in each of several workers, which share the processors; 0 leaves it.
+        place: the folder that relative paths begin in, for the workers of a cluster; "" for the current one.
     """
 
     model: str
@@ -76,6 +82,7 @@ class _Run:
     brain: str
     call: str
     num_threads: int = 0
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,7 @@ def predict_cohort(
     loaded_voters(model, options)  # fail before the work
     about = _identity(digests, options, is_bids)
     workers = workers or Workers()
+    is_cluster = workers.kind not in (THREADS, PROCESSES)
     run = _Run(
         model=str(model),
         options=options,
@@ -126,7 +134,8 @@ def predict_cohort(
         overwrite=overwrite,
         brain=_brain_digest(model, options),
         call=uuid4().hex,
-        num_threads=max(1, default_workers() // workers.num) if workers.num > 1 else 0,
+        num_threads=max(1, default_workers() // workers.num) if workers.num > 1 and not is_cluster else 0,
+        place=str(Path.cwd()) if is_cluster else "",
     )
     folder.claim(about, [*(case.name for case in cohort.cases), *cohort.refused], overwrite)
     if is_bids:
@@ -213,7 +222,8 @@ def _segment(task: _Task) -> tuple[Outcome, CaseRecord]:
     if task.run.num_threads:
         torch.set_num_threads(task.run.num_threads)
     try:
-        return _segment_unless_done(task)
+        with _in_place(task.run.place):
+            return _segment_unless_done(task)
     except (DataError, ResourceError):
         raise
     except MultisegError as error:
@@ -226,6 +236,33 @@ def _segment(task: _Task) -> tuple[Outcome, CaseRecord]:
     except Exception as error:  # the border of one case: it must not stop all others
         message = f"{type_and_place(error)}: {' '.join(str(error).split())[:300]}. Please report this line."
         raise DataError(message, code="UNEXPECTED") from error
+
+
+@contextmanager
+def _in_place(folder: str) -> Iterator[None]:
+    """On a worker of a cluster: be in this folder, and let the other threads of its process wait.
+
+    The current folder and the loaded model belong to the whole process.
+
+    Raises:
+        ResourceError: the folder is not there.
+    """
+    if not folder:
+        yield
+        return
+    with _ONE_AT_A_TIME:
+        before = Path.cwd()
+        try:
+            os.chdir(folder)
+        except OSError as error:
+            raise ResourceError(
+                f"the dask worker on {socket.gethostname()} does not see the folder {folder} ({error.strerror}). The "
+                "workers need the model, the source and the output under the same paths as this machine."
+            ) from error
+        try:
+            yield
+        finally:
+            os.chdir(before)
 
 
 def _segment_unless_done(task: _Task) -> tuple[Outcome, CaseRecord]:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from multiseg.errors import DataError, UsageError, few
 from multiseg.files import check_files, check_folder, write_atomically
-from multiseg.labels import LabelSchema
+from multiseg.labels import LabelSchema, is_correction
 from multiseg.loaders.chance import Chance
 from multiseg.loaders.graft import (
     MOST_OUTSIDE,
@@ -217,10 +217,10 @@ def _first_fitting(
 
 
 def _tissue_of(store: Store, case: Case) -> str | None:
-    """The first annotation of a case that has a tissue."""
+    """The annotation that a case's tissues are read from: a correction if there is one, otherwise the first."""
     annotated = zip(store[case.database].schemas.items(), case.annotated.tolist(), strict=True)
-    names = (name for (name, schema), has_it in annotated if has_it and _has_tissue(schema))
-    return next(names, None)
+    names = [name for (name, schema), has_it in annotated if has_it and _has_tissue(schema)]
+    return next(iter(sorted(names, key=is_correction, reverse=True)), None)
 
 
 def _has_tissue(schema: LabelSchema) -> bool:

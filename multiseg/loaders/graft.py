@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from multiseg.errors import DataError, UsageError
-from multiseg.labels import LabelSpace
+from multiseg.labels import LabelSpace, corrected_kinds, is_correction
 from multiseg.modalities import in_canonical_order
 from multiseg.store.catalogue import select
 from multiseg.store.preparation.boxes import box_of, sizes, starts
@@ -195,14 +195,19 @@ def lesion_cases(store: Store, databases: Sequence[str], split: str = "") -> tup
 
 
 def has_lesion(database: Database, case: Case, even_hidden: bool = False) -> bool:
-    """Whether a case has annotated voxels of a lesion.
+    """Whether a case has annotated voxels of a lesion; where somebody corrected its lesions, in the correction.
 
     Args:
         even_hidden: whether annotations count that it has, but that are hidden (see `Database.hide`).
     """
-    kinds = [[structure.kind == "lesion" for structure in schema.structures] for schema in database.schemas.values()]
-    counts = zip(kinds, case.foreground_count, case.annotated | even_hidden, strict=True)
-    return any(has_it and row[: len(is_lesion)][is_lesion].any() for is_lesion, row, has_it in counts)
+    is_corrected = "lesion" in corrected_kinds(database.schemas, case.annotated.tolist())
+    annotated = zip(database.schemas.items(), case.foreground_count, case.annotated | even_hidden, strict=True)
+    for (name, schema), counts, has_it in annotated:
+        is_lesion = [structure.kind == "lesion" for structure in schema.structures]
+        is_read = has_it and (is_correction(name) or not is_corrected)
+        if is_read and counts[: len(is_lesion)][is_lesion].any():
+            return True
+    return False
 
 
 def is_same_person(one: Case, other: Case) -> bool:

@@ -1,6 +1,7 @@
 """A cohort is segmented case by case: resumable, one bad case stops no other, and its tables are what its masks are."""
 
 import csv
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 from commands import Command
+from distributed import LocalCluster
 from json_documents import checked
 from scipy import ndimage
 
 from multiseg.cli.app import run
+from multiseg.errors import ResourceError
+from multiseg.evaluation.cohort import _in_place
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import multi_unet
@@ -240,6 +244,7 @@ def test_an_interrupted_run_resumes(
         ("scans", [], "is a folder of scans"),
         ("out", ["--picture", "a.png"], "--picture and --lesion-mask are for one patient"),
         ("out", ["--as", "unheard"], "unknown layout 'unheard'"),
+        ("out", ["--scheduler", "threads"], "'threads' is neither processes nor an address"),
     ],
 )
 def test_what_is_refused_before_the_work(
@@ -293,6 +298,25 @@ def test_workers_give_the_same_files(done: list[str], source: Path, tmp_path: Pa
         one, two = (np.asarray(nib.load(tmp_path / out / f"{case}.nii.gz").dataobj) for out in ("out", "two"))
         np.testing.assert_array_equal(one, two)
     assert table(tmp_path / "out" / "cases.csv") == table(tmp_path / "two" / "cases.csv")
+
+
+@pytest.mark.slow
+def test_a_cluster_gives_the_same_files(done: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, source = (os.path.relpath(path) for path in done[1:3])
+    with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster:
+        command = ["predict", model, source, "-o", "away", "--scheduler", cluster.scheduler_address]
+        assert run(command) == 0
+    for path in (tmp_path / "out").rglob("*.nii.gz"):
+        assert path.read_bytes() == (tmp_path / "away" / path.relative_to(tmp_path / "out")).read_bytes()
+
+
+def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match=r"does not see the folder .*gone"), _in_place(str(tmp_path / "gone")):
+        pass
+    with _in_place(str(tmp_path)):
+        assert Path.cwd() == tmp_path
+    assert Path.cwd() != tmp_path
 
 
 def test_cases_of_a_manifest_are_apart_by_database(model: Path, source: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from multiseg.evaluation.grafted_cases import (
     UNFINISHED,
     GraftOptions,
     _first_fitting,
+    _tissue_of,
     case_names,
     is_same_person,
     named_by_pathology,
@@ -27,7 +29,7 @@ from multiseg.store.ingest.ingest_plan import IngestOptions
 from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.preparation.grids import Grid
 from multiseg.store.preparation.template import Place
-from multiseg.store.reader import Case, open_store
+from multiseg.store.reader import Case, Store, open_store
 from multiseg.store.sources.source_types import DatabaseFiles
 
 SHAPE = (12, 10, 8)
@@ -167,6 +169,20 @@ def test_one_person_is_known_by_subject_and_by_scan() -> None:
     assert is_same_person(one, case_of("a", "P1-second", "P1", "y"))
     assert is_same_person(one, case_of("b", "other", "other", "x"))
     assert not is_same_person(one, case_of("b", "P1-first", "P1", "y"))  # names of two databases tell nothing
+
+
+def test_corrected_tissues_are_those_of_a_host() -> None:
+    tissue, lesion = LabelSchema.parse("1=CSF", "tissue"), LabelSchema.parse("1=core", "lesion")
+    schemas = {"seg": lesion, "atlas": tissue, "expert": tissue, "corrected-atlas": tissue}
+    store = MagicMock(spec=Store)
+    store.__getitem__.return_value.schemas = schemas
+
+    def chosen(*annotated: bool) -> str | None:
+        return _tissue_of(store, MagicMock(spec=Case, database="db", annotated=np.array(annotated)))
+
+    assert chosen(True, True, True, True) == "corrected-atlas"
+    assert chosen(True, True, True, False) == "atlas"
+    assert chosen(True, False, False, False) is None
 
 
 def test_no_two_cases_share_a_folder() -> None:

@@ -17,6 +17,7 @@ from multiseg.evaluation.cohort_records import RECORDS, RUN, CaseRecord, CohortF
 from multiseg.evaluation.corrected_masks import find_corrections
 from multiseg.evaluation.structure_tables import StructureRow
 from multiseg.labels import CORRECTED, LabelSchema, LabelSpace
+from multiseg.loaders.graft import has_lesion
 from multiseg.store.checks.verification import verify_store
 from multiseg.store.formats.read_volume import read_volume
 from multiseg.store.ingest.corrections import (
@@ -155,6 +156,17 @@ def test_training_reads_the_correction_alone(url: str, tmp_path: Path) -> None:
     database.hide(CORRECTED)
     hidden = database["C001"]
     assert np.array_equal(database.label_view(hidden, LabelSpace()).target(codes) == 1, codes[0] == 1)
+
+
+@pytest.mark.slow
+def test_a_case_whose_lesions_a_rater_removed_has_none(url: str, tmp_path: Path) -> None:
+    save(predicted(open_store(url), tmp_path / "out"), np.zeros_like)
+    assert take(url, tmp_path / "out").written == [NAME]
+    database = open_store(url)["cedar"]
+    assert not has_lesion(database, database["C001"])
+    assert has_lesion(database, database["C002"], even_hidden=True)
+    database.hide(CORRECTED)
+    assert has_lesion(database, database["C001"])
 
 
 @pytest.mark.slow

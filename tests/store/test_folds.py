@@ -1,6 +1,7 @@
 """Folds for cross-validation: every person is tested once, and every database is divided alike."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,6 +62,18 @@ def test_people_who_share_a_scan_are_one_person() -> None:
     later = case_of("c", "6", "r", scan="x")  # of the person of a1
     joined = people_of([*cases, later, case_of("c", "7", "r", scan="z")])
     assert [[case.name for case in person] for person in joined] == [["1", "4", "5", "6", "7"], ["2", "3"]]
+
+
+def test_sets_of_sequences_are_divided_alike_where_scans_have_no_digest() -> None:
+    """As in stores that an older multiseg made."""
+    cases = [
+        replace(case_of("a", f"{n}", f"p{n}"), content={}, modalities=("FLAIR", "T1") if n % 2 else ("FLAIR",))
+        for n in range(20)
+    ]
+    for index in range(5):
+        splits = splits_of(cases, Fold(index, 5))
+        tested = Counter(case.modalities for case in cases if splits[f"a/{case.name}"] == "test")
+        assert sorted(tested.values()) == [2, 2]
 
 
 def test_no_fold_is_empty() -> None:

@@ -175,6 +175,27 @@ def test_a_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         list(run_tasks(square, [1], Workers(2, "tcp://127.0.0.1:9")))
 
 
+@pytest.mark.parametrize("num_before", [0, 2])
+def test_a_scheduler_that_ends_is_named(monkeypatch: pytest.MonkeyPatch, num_before: int) -> None:
+    """Its client cancels what is unfinished."""
+    given = []
+
+    class Cut(ThreadPoolExecutor):
+        def submit(self, function: Any, /, *args: Any, **named: Any) -> Future[Any]:
+            given.append(args)
+            if len(given) <= num_before:
+                return super().submit(function, *args, **named)
+            future: Future[Any] = Future()
+            future.cancel()
+            future.set_running_or_notify_cancel()
+            return future
+
+    monkeypatch.setattr(parallel, "_make_executor", lambda workers, num: Cut(num))
+    monkeypatch.setattr(parallel, "_death_errors", lambda workers: ())
+    with pytest.raises(ResourceError, match=r"scheduler at tcp://node1:8786 ended .* run the command again"):
+        list(run_tasks(square, [1, 2, 3], Workers(2, "tcp://node1:8786")))
+
+
 def test_a_cluster_without_workers_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     class Idle(ThreadPoolExecutor):
         def submit(self, *task: Any) -> Future[Any]:

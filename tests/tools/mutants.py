@@ -18,11 +18,12 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -180,17 +181,18 @@ def imported(path: Path) -> set[str]:
 
 
 def files_concerned(root: Path, file: str) -> list[str]:
-    """The test files that concern a module, nearest first: named for it, importing it, importing one beside it."""
+    """The test files that concern a module, nearest first: importing it, importing one beside it, named for it."""
     module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     package, _, name = module.rpartition(".")
     words, folder = set(name.split("_")), Path(file).parent.name
-    ranked: list[tuple[tuple[int, bool, str], str]] = []
+    ranked: list[tuple[tuple[int, int, bool, str], str]] = []
     for path in sorted((root / "tests").rglob("test_*.py")):
         shared = len(words & set(path.stem.split("_")[1:]))
         imports = module in imported(path)
         is_near = package != "multiseg" and any(one.startswith(f"{package}.") for one in imported(path))
         if imports or is_near or shared == len(words):
-            ranked.append(((-shared - imports, folder not in path.parts, str(path)), str(path.relative_to(root))))
+            nearness = imports + is_near
+            ranked.append(((-nearness, -shared, folder not in path.parts, str(path)), str(path.relative_to(root))))
     return [name for _, name in sorted(ranked)][:MOST_FILES]
 
 
@@ -244,13 +246,25 @@ class Trial:
         """The exit code of a run that ends with the first failure, None where it took too long; and what it said."""
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
         environment = os.environ | {"PYTHONPATH": str(self.tree), "PYTHONDONTWRITEBYTECODE": ""}
-        try:
-            done = subprocess.run(
-                command, cwd=self.tree, env=environment, capture_output=True, encoding="utf-8", timeout=self.timeout_s
+        with tempfile.TemporaryFile() as output:  # no pipe: processes that a mutant leaves behind would hold it open
+            process = subprocess.Popen(
+                command,
+                cwd=self.tree,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
             )
-        except subprocess.TimeoutExpired:
-            return None, ""
-        return done.returncode, done.stdout
+            try:
+                code = process.wait(self.timeout_s)
+            except subprocess.TimeoutExpired:
+                return None, ""
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            output.seek(0)
+            return code, output.read().decode()
 
 
 def main() -> int:

@@ -1,5 +1,6 @@
 """The mutants that the package is tried with: what they change, and that a weak test lets one live."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,21 @@ def test_a_mutant_is_killed_by_a_test_that_passes_without_it(tree: Path, tmp_pat
     assert trial.outcome(by_kind["*"]) == "killed by tests/parts/test_share.py::test_a_half"
     assert trial.outcome(by_kind["1.0"]) == "SURVIVED"
     assert (trial.tree / "multiseg/parts/share.py").read_text() == SOURCE
+
+
+@pytest.mark.slow
+def test_a_process_that_a_test_leaves_behind_holds_nothing_up(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "place").mkdir()
+    (tree / "tests/test_leaves.py").write_text(
+        "import pathlib, subprocess\n\n\ndef test_it():\n"
+        '    pathlib.Path("pid").write_text(str(subprocess.Popen(["sleep", "600"]).pid))\n'
+    )
+    trial = Trial(tree, tmp_path / "place", timeout_s=600, jobs=1)
+    assert trial.pytest(["tests/test_leaves.py"])[0] == 0
+    status = Path("/proc", (trial.tree / "pid").read_text(), "status")
+    deadline = time.monotonic() + 60
+    while is_alive := status.exists() and "State:\tZ" not in status.read_text():
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)  # it was killed, which takes a moment
+    assert not is_alive

@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -75,7 +75,7 @@ def run_tasks(
     are run again one at a time, and a task whose worker dies again is done with the error WORKER_DIED.
 
     Raises:
-        ResourceError: the cluster cannot be reached, or no worker process can start.
+        ResourceError: the cluster cannot be reached or ends, or no worker process can start.
     """
     waiting = [_Waiting(task, bytes_of) for task in tasks]
     if workers.num == 1 and workers.kind in (THREADS, PROCESSES):
@@ -189,6 +189,8 @@ class _Pool(Generic[Task, Result]):
             return Done(task, None, error)
         except MemoryError as error:
             return Done(task, None, _out_of_memory(error))
+        except CancelledError as error:  # nobody here cancels a task
+            raise _gone(self.workers) from error
         except self.death_errors:
             self.is_broken = True
             return None
@@ -275,11 +277,20 @@ def _check_alive(executor: Executor, workers: Workers) -> None:
             f"the dask scheduler at {workers.kind} answers, but no worker has started within {FIRST_WORKER_S:g} s. "
             "Start its workers, and run the command again."
         ) from error
+    except CancelledError as error:
+        raise _gone(workers) from error
     except failures as error:
         raise ResourceError(
             f"cannot start a worker process ({error}). Use --workers 1; in your own script, call ingest "
             "under: if __name__ == '__main__'."
         ) from error
+
+
+def _gone(workers: Workers) -> ResourceError:
+    return ResourceError(
+        f"the dask scheduler at {workers.kind} ended or was disconnected. What is finished is kept: start it and its "
+        "workers, and run the command again."
+    )
 
 
 def _make_executor(workers: Workers, num: int) -> Executor:

@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import shutil
 import ssl
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
@@ -155,6 +157,15 @@ def test_a_state_that_others_can_read(settings: SiteSettings, monkeypatch: pytes
     settings.state.chmod(0o750)
     check = looked(settings, "state")
     assert (check.level, f"chmod -R go= {settings.state}" in check.said) == ("warning", True)
+
+
+def test_free_space_is_told_in_gib(settings: SiteSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=5 * 2**30))
+    enough = replace(settings, min_free_gib=5.0)
+    assert looked(enough, "disk") == Check("disk", "ok", "5 GiB free")
+    scarce = looked(replace(settings, min_free_gib=5.5), "disk")
+    assert scarce.level == "error"
+    assert "5.0 GiB are free" in scarce.said
 
 
 def test_root_makes_no_state_that_the_sites_account_could_not_use(

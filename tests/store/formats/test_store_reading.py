@@ -232,6 +232,14 @@ def test_what_stands_before_the_voxels(
     assert read_geometry(path).shape == SHAPE
 
 
+def test_bytes_before_the_voxels_do_not_count_as_voxels(values: np.ndarray, tmp_path: Path) -> None:
+    path = saved(tmp_path, "x.nhdr", values)
+    path.write_text(path.read_text().replace("encoding: raw\n", "encoding: raw\nbyte skip: 4\n"))
+    (tmp_path / "x.raw").write_bytes(b"four" + (tmp_path / "x.raw").read_bytes()[:-1])
+    with pytest.raises(SourceError, match=r"shorter than its header says: \d+ of \d+ bytes"):
+        read_geometry(path)
+
+
 @pytest.mark.parametrize("name", ["x.mha", "x.nrrd"])
 def test_big_endian_text_formats(name: str, values: np.ndarray, tmp_path: Path) -> None:
     path = saved(tmp_path, name, values)
