@@ -101,6 +101,8 @@ def test_what_cannot_be_compared_is_refused(
     assert "--compare needs two runs or more" in capsys.readouterr().err
     assert run(["evaluate", first, second, "--compare", "--fuse", "lesion-over-tissue"]) == 2
     assert "--fuse and --compare exclude each other" in capsys.readouterr().err
+    assert run(["evaluate", first, second, "--folds", "--split", "val"]) == 2
+    assert "--folds tests every case of the store once: leave out --split" in capsys.readouterr().err
     shutil.copytree(runs / "first", tmp_path / "other")
     (tmp_path / "other" / "run.toml").write_text('store = "elsewhere.zarr"\n')
     assert run(["evaluate", first, str(tmp_path / "other"), "--compare"]) == 2

@@ -156,6 +156,17 @@ def test_what_somebody_says_is_empty_is_taken_so(copy: Path) -> None:
 
 
 @pytest.mark.slow
+def test_states_that_are_gone_are_never_taken_as_empty(copy: Path) -> None:
+    """No case would be left of the rows that are there."""
+    (copy / "alpha/status/c/0").unlink()
+    for accepted in ((), ("alpha/status",)):
+        refused = upgrade_store(str(copy), accepted)
+        found = [(one.code, one.file) for one in refused.findings if one.severity is Severity.ERROR]
+        assert not refused.is_done
+        assert found == [("STATUS_LOST", "alpha/status")]
+
+
+@pytest.mark.slow
 def test_damage_that_is_still_noticed_afterwards_does_not_stand_in_the_way(copy: Path) -> None:
     path = copy / "alpha/image/c/1/0/0/0/0"
     data = bytearray(path.read_bytes())

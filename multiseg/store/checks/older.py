@@ -40,17 +40,7 @@ def verify_older(layout: Layout, accepted: Collection[str], faults: Faults) -> N
         elif name in MAY_BE_EMPTY or name not in schema.COORDINATES:
             message = f"the file is missing. Either no case in it has a value of {name}, or it was lost. {LOST}"
             faults.error("MISSING_FILE", key, f"{message} If no case has one, use: --accept {layout.name}/{name}.")
-    _check_status(layout, accepted, faults)
     _check_values(layout, faults)
-
-
-def _check_status(layout: Layout, accepted: Collection[str], faults: Faults) -> None:
-    digests = layout.columns.get("source_sha256", ())
-    is_absent = any(name == "status" for name, _ in layout.absent)
-    if is_absent and f"{layout.name}/status" not in accepted and any(str(digest) for digest in digests):
-        problem = "the states of the rows are missing, although rows are completely written"
-        exception = f"If no case was ever committed, use: --accept {layout.name}/status."
-        faults.error("MISSING_FILE", f"{layout.name}/status/c/0", f"{problem}. {LOST} {exception}")
 
 
 def _missing_chunks(layout: Layout) -> dict[str, list[Block]]:
