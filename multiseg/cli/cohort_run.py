@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multiseg.cli.shared_flags import Adapt, Device, Ensemble, Fuse, Memory, Tta, checked_adapt, checked_ensemble
+from multiseg.cli.shared_flags import (
+    Adapt,
+    AnsweringBranch,
+    Device,
+    Ensemble,
+    Fuse,
+    Memory,
+    Tta,
+    checked_adapt,
+    checked_ensemble,
+)
 from multiseg.cli.source_flags import FolderFlags, confirmed_databases, worker_option
 from multiseg.errors import UsageError
 
@@ -47,6 +57,7 @@ class AnswerFlags:
     ] = "refuse"
     fuse: Fuse = ""
     adapt: Adapt = "off"
+    branch: AnsweringBranch = ""
     ensemble: Ensemble = ""
     tta: Tta = False
     memory: Memory = ""
@@ -74,6 +85,7 @@ class AnswerFlags:
             headers_disagree=self.headers_disagree,
             device=str(resolve_device(self.device)),
             adapt=is_adapted,
+            branch=self.branch,
             lesion_mask=lesion_mask,
             others=tuple(others),
             together=self.fuse or checked_ensemble(self.ensemble),

@@ -11,6 +11,7 @@ import typer
 
 from multiseg.cli.shared_flags import (
     Adapt,
+    AnsweringBranch,
     AsJson,
     Device,
     Ensemble,
@@ -50,6 +51,7 @@ class CaseFlags:
         bool, typer.Option("--zones", help="Also the Dice of tissues under the lesion, within 10 mm, and elsewhere.")
     ] = False
     adapt: Adapt = "off"
+    branch: AnsweringBranch = ""
     tta: Tta = False
     memory: Memory = ""
 
@@ -66,6 +68,7 @@ class CaseFlags:
             lesion_assumed=self.lesion_assumed,
             zones=self.zones,
             adapt=is_adapted,
+            branch=self.branch,
             scoring=scoring.options(),
             tta=self.tta,
             memory=self.memory,
@@ -178,6 +181,8 @@ def evaluate_command(
 
     multiseg evaluate runs/tissue runs/lesion --fuse lesion-over-tissue
 
+    multiseg evaluate runs/two --branch anatomy --zones --adapt on
+
     multiseg evaluate --predictions "out/{case}.nii.gz" --labels "2=tissue:WM,7=lesion" --name SAMSEG --store all.zarr
     """
     from multiseg.cli.command_note import note_command
@@ -207,7 +212,7 @@ def evaluate_command(
             result = evaluate_folds(models, cases.store, options, resolved, folder, on_case, metrics, overwrite)
         else:
             resolved = str(resolve_device(device))
-            model, store = _model_and_store(models, several, cases.store, resolved)
+            model, store = _model_and_store(models, several, cases.store, resolved, cases.branch)
             result = evaluate(model, store, options, resolved, folder, on_case, metrics, overwrite)
     result.save(folder, overwrite)
     note_command(folder, device, keep=False)
@@ -244,24 +249,21 @@ def _check_flags(runs: Sequence[Path], several: SeveralFlags, cases: CaseFlags, 
         raise UsageError(f"--predictions needs {', '.join(missing)}, too.")
     if runs:
         raise UsageError(f"evaluate either {runs[0]} or the files of --predictions, not both.")
-    changed = any(
-        getattr(cases, name) != getattr(CaseFlags, name) for name in ("subsets", "overlap", "adapt", "tta", "memory")
-    )
-    if changed:
-        raise UsageError(
-            "--adapt, --tta, --memory, --subsets and --overlap are for models: leave them out with --predictions."
-        )
+    names = ("adapt", "branch", "tta", "memory", "subsets", "overlap")
+    if any(getattr(cases, name) != getattr(CaseFlags, name) for name in names):
+        flags = ", ".join(f"--{name}" for name in names)
+        raise UsageError(f"{flags} are for models: leave them out with --predictions.")
 
 
 def _model_and_store(
-    runs: Sequence[Path], several: SeveralFlags, store: str, device: str
+    runs: Sequence[Path], several: SeveralFlags, store: str, device: str, branch: str
 ) -> tuple[Path | Model | Voters, str | None]:
     """What to evaluate, and on which store: None takes the one of the training."""
     from multiseg.evaluation.model_evaluation import load_ensemble, store_of_run
     from multiseg.models.fused import load_fused
 
     if several.ensemble:
-        return load_ensemble(runs, several.ensemble, device), store or store_of_run(runs[0])
+        return load_ensemble(runs, several.ensemble, device, branch), store or store_of_run(runs[0])
     if not several.fuse and len(runs) == 1:
         return runs[0], store or None
     return load_fused(runs, several.fuse, device), store or store_of_run(runs[0])
@@ -282,7 +284,8 @@ def _default_folder(runs: Sequence[Path], name: str, cases: CaseFlags, several: 
     """Beside the first model; for files of a program beside the current folder's other results."""
     what = "comparison" if several.is_compared else "cross-validation" if several.is_folds else "evaluation"
     ways = {"adapted": checked_adapt(cases.adapt), "tta": cases.tta, several.ensemble: several.ensemble}
-    databases = [*(cases.database or []), *(way for way, is_taken in ways.items() if is_taken)]
+    taken = [way for way, is_taken in {**ways, cases.branch: cases.branch}.items() if is_taken]
+    databases = [*(cases.database or []), *taken]
     if not runs:
         return Path(f"{_folder_name(what, cases.split, cases.store, databases)}-{name}")
     first, *others = runs

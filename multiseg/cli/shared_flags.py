@@ -44,6 +44,16 @@ Adapt = Annotated[
 ]
 
 
+AnsweringBranch = Annotated[
+    str,
+    typer.Option(
+        "--branch",
+        help="What of a two_branch model answers: anatomy (tissues, also under lesions), lesion, or pasted (lesions of "
+        "one branch over tissues of the other). Default: the fusion of both.",
+    ),
+]
+
+
 def checked_adapt(adapt: str) -> bool:
     """Whether --adapt is on; raises UsageError for any other word than on and off."""
     if adapt not in ("on", "off"):

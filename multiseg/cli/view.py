@@ -139,6 +139,7 @@ def _stored(url: str, chosen: Chosen) -> StoredCases:
 
 
 def _evaluated(run: Path, chosen: Chosen, places: PlaceFlags) -> Cases:
+    from multiseg.evaluation.evaluation_result import EvaluateOptions
     from multiseg.evaluation.model_evaluation import store_of_run
     from multiseg.evaluation.stored_answers import answered
     from multiseg.models.saved import load_model, model_path
@@ -158,7 +159,7 @@ def _evaluated(run: Path, chosen: Chosen, places: PlaceFlags) -> Cases:
 
     def segment(case: Case) -> tuple[LabelSpace, Codes]:
         model = load_model(run)
-        return model.info.space, answered(model, stored.store, case, OVERLAP)[2]
+        return model.info.space, answered(model, stored.store, case, EvaluateOptions(overlap=OVERLAP))[2]
 
     return EvaluatedCases(title, stored, table, segment)
 

@@ -46,6 +46,8 @@ class EvaluateOptions:
         tta: whether the probabilities are the mean of those of the image and of its left-right mirror image.
         memory: the most that this process may have, such as "4GB"; "" for no limit. It does not change the results,
             so that an evaluation may resume with another one.
+        branch: what of a two_branch model answers: "anatomy" (tissues, also under lesions), "lesion", "pasted" (lesions
+            of the one over tissues of the other), or "" for the fusion of both.
     """
 
     split: str = "test"
@@ -58,6 +60,7 @@ class EvaluateOptions:
     scoring: ScoringOptions = ScoringOptions()
     tta: bool = False
     memory: str = field(default="", repr=False)
+    branch: str = field(default="", repr=False)
 
     @property
     def answer(self) -> AnswerOptions:

@@ -6,6 +6,7 @@ import hashlib
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def evaluate(
         keep_memory()
     check_subsets(options.subsets)
     own = named_metrics(metrics)
-    model = _voters_of(run, device)
+    model = _voters_of(run, device, options.branch)
     if options.adapt:
         if len(model.models) > 1:
             raise UsageError("evaluate adapts one model at a time: leave out --adapt, or the ensemble.")
@@ -88,7 +89,9 @@ def evaluate(
     folder = None if folder is None else Path(folder)
     place = store.url if is_remote(store.url) else str(local_path(store.url).resolve())
     digest = _digest(run)
-    identity = (digest, place, options, options.scoring.definitions, COLUMNS, identity_of(own))
+    # What an older multiseg began without a branch is resumed.
+    branch = (options.branch,) if options.branch else ()
+    identity = (digest, place, options, options.scoring.definitions, COLUMNS, identity_of(own), *branch)
     if folder:
         check_room(folder, key_of(*identity), overwrite)
     done = DoneCases(folder, *identity)
@@ -152,21 +155,25 @@ def _with_learnt(model: Voters, case: Case, row: Mapping[str, Any]) -> dict[str,
     return {"database": row["database"], "case": row["case"], "learnt": learnt, **row}
 
 
-def _voters_of(run: Path | str | Model | Voters, device: str) -> Voters:
+def _voters_of(run: Path | str | Model | Voters, device: str, branch: str) -> Voters:
     if isinstance(run, Voters):
-        return run
-    return Voters((run if isinstance(run, Model) else load_model(run, device),))
+        return replace(run, branch=branch)
+    return Voters((run if isinstance(run, Model) else load_model(run, device),), branch=branch)
 
 
-def load_ensemble(runs: Sequence[Path | str], rule: str, device: str = "cpu") -> Voters:
+def load_ensemble(runs: Sequence[Path | str], rule: str, device: str = "cpu", branch: str = "") -> Voters:
     """Several models that answer together: by "mean" of their probabilities or by "vote".
 
+    Args:
+        branch: what of each answers, as in `EvaluateOptions`.
+
     Raises:
-        UsageError: they do not fit together, are only one, or one is given twice; or there is no such rule.
+        UsageError: they do not fit together, are only one, or one is given twice; or there is no such rule or branch.
         CheckpointError: a model cannot be opened.
     """
     check_once(runs)
-    return Voters(tuple(load_model(run, device) for run in runs), rule, files=tuple(map(Path, runs)))
+    models = tuple(load_model(run, device) for run in runs)
+    return Voters(models, rule, files=tuple(map(Path, runs)), branch=branch)
 
 
 def _digest(run: Path | str | Model | Voters) -> str:
@@ -262,7 +269,9 @@ def _panel(model: Voters, loaded: LoadedCase, options: EvaluateOptions) -> CaseP
     """A picture of the prediction from all usable sequences of the case."""
     case = loaded.case
     learnt = {TRAIN: ", trained on", VAL: ", chosen by"}.get(how_learnt(model.learnt, case.content.values()), "")
-    predicted = answer_to(model, loaded, loaded.usable, options).predicted
+    if loaded.usable not in loaded.predicted:  # done before, or no subset that was asked for
+        answer_to(model, loaded, loaded.usable, options)
+    predicted = loaded.predicted[loaded.usable]
     return compared_panel(
         f"{case.database}/{case.name}", case.pathology, loaded.shown, loaded.truth.target, predicted,
         model.info.space.names, loaded.truth.annotated, case.grid.spacing_mm, learnt,

@@ -112,16 +112,18 @@ def save_montage(path: Path, panels: Sequence[CasePanel], title: str = "", overw
     columns += parcels
     colours = _colours(panels)
     entries = _legend_entries(panels, colours)
+    cell_width = float(np.clip(min(12 / len(columns), 15 / len(panels)), 2.0, 3.2))
+    headings = [_fit(name, cell_width, FontProperties(size=10, weight="bold"), 2) for name in columns]
     page = _Page(
         num_rows=len(panels),
         num_columns=len(columns),
-        cell_width=float(np.clip(min(12 / len(columns), 15 / len(panels)), 2.0, 3.2)),
-        header=0.85 if title else 0.45,
+        cell_width=cell_width,
+        header=(0.85 if title else 0.45) + 0.17 * max(heading.count("\n") for heading in headings),
         num_entries=len(entries),
     )
     figure = Figure(figsize=(page.width, page.height), dpi=_DOTS_PER_INCH, facecolor=_PAGE)
     FigureCanvasAgg(figure)  # registers itself with the figure, so that pyplot is not needed
-    _draw_frame(figure, page, columns, title)
+    _draw_frame(figure, page, headings, title)
     _draw_legend(figure, page, entries)
     for row, panel in enumerate(panels):
         _draw_row(figure, page, row, panel, columns, colours)
@@ -130,17 +132,16 @@ def save_montage(path: Path, panels: Sequence[CasePanel], title: str = "", overw
     write_atomically(path, buffer.getvalue())
 
 
-def _draw_frame(figure: Figure, page: _Page, columns: Sequence[str], title: str) -> None:
-    """The title, the names of the sequences and the footer."""
+def _draw_frame(figure: Figure, page: _Page, headings: Sequence[str], title: str) -> None:
+    """The title, the names of the columns and the footer."""
     if title:
         shown = _fit(title, page.width - 2 * page.edge, FontProperties(size=12, weight="bold"), 2)
         _write(figure, page, page.edge, page.height - 0.29, shown, size=12, weight="bold", va="center")
-    for column, name in enumerate(columns):
+    for column, heading in enumerate(headings):
         left, _ = page.corner(0, column)
         middle = left + page.cell_width / 2
-        shown = _fit(name, page.cell_width, FontProperties(size=10, weight="bold"), 1)
         y = page.height - page.header + 0.09
-        _write(figure, page, middle, y, shown, size=10, weight="bold", ha="center", va="bottom")
+        _write(figure, page, middle, y, heading, size=10, weight="bold", ha="center", va="bottom")
     convention = _fit(_CONVENTION, page.width - 2 * page.edge, FontProperties(size=7), 3)
     _write(figure, page, page.edge, 0.44, convention, size=7, color=_SOFT, va="top")
 

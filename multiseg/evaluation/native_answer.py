@@ -94,7 +94,7 @@ class Question:
 def answer_natively(voters: Voters, question: Question) -> NativeAnswer:
     """The answer of the models: in an ensemble each is adapted to every constant by itself if they adapt."""
     adaptations = [one for model in voters.models for one in _adaptations(model, voters, question)]
-    models = [one.model for one in adaptations]
+    models = voters.answering([one.model for one in adaptations])
     # Models are only answered together, which takes less memory, where none needs its own probabilities.
     is_together = len(models) == 1 or (voters.rule != VOTE and not voters.is_calibrated)
     labels, probabilities = (

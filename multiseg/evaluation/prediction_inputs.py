@@ -38,6 +38,8 @@ class PredictOptions:
             the segmentation is also written as a DICOM SEG that refers to it; "" writes none.
         tta: whether the probabilities are the mean of those of the image and of its left-right mirror image.
         memory: the most that this process may have while it segments a patient, such as "4GB"; "" for no limit.
+        branch: what of a two_branch model answers: "anatomy" (tissues, also under lesions), "lesion", "pasted" (lesions
+            of the one over tissues of the other), or "" (default) for the fusion of both.
 
     Raises:
         UsageError: other models are given without a word on how they answer, or only their rule; or the memory is no
@@ -57,6 +59,7 @@ class PredictOptions:
     dicom_seg: Path | str = ""
     tta: bool = False
     memory: str = ""
+    branch: str = ""
 
     def __post_init__(self) -> None:
         check_memory(self.memory, self.adapt)

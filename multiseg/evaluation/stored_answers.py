@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -30,7 +30,11 @@ SURFACE_BYTES = 20
 
 @dataclass(frozen=True, eq=False)
 class LoadedCase:
-    """A case as stored (`shown`), on the model's axis and in its label space."""
+    """A case as stored (`shown`), on the model's axis and in its label space.
+
+    Attributes:
+        predicted: index in the label space by subset of the sequences, of the answers so far.
+    """
 
     case: Case
     usable: tuple[str, ...]
@@ -38,6 +42,7 @@ class LoadedCase:
     images: Float[np.ndarray, "modality i j k"]
     truth: Truth
     zones: Zones | None
+    predicted: dict[tuple[str, ...], UInt8[np.ndarray, "i j k"]] = field(default_factory=dict)
 
 
 def load_case(model: Voters, store: Store, case: Case, options: EvaluateOptions) -> LoadedCase:
@@ -78,7 +83,7 @@ def answers(model: Voters, loaded: LoadedCase, options: EvaluateOptions) -> Iter
 
 
 def answer_to(model: Voters, loaded: LoadedCase, subset: tuple[str, ...], options: EvaluateOptions) -> CaseAnswer:
-    """The answer to a case from one subset of its sequences.
+    """The answer to a case from one subset of its sequences, which the case then holds.
 
     Raises:
         UsageError: it does not fit into the budget of memory.
@@ -89,21 +94,22 @@ def answer_to(model: Voters, loaded: LoadedCase, subset: tuple[str, ...], option
         (one,) = models
         lesion = lesion_of(one, loaded.images, present, options.overlap)
         models = (adapted(one, loaded.images, present, lesion).model,)
+    models = model.answering(models)
     shown = Shown(loaded.images, present, model.info.axis)
     volumes = len(model.space.labels) * (2 if model.is_calibrated else 1)
     fitting = fitted(models, shown, options.answer, (METRIC_BYTES + FLOAT * volumes) * brain.size)
     found: WholeAnswer = answer_of(models, model.rule, shown, fitting, brain)
-    predicted = loaded.truth.completed(found.labels)
+    predicted = loaded.predicted[subset] = loaded.truth.completed(found.labels)
     if fitting.memory and (marked := (predicted > 0) | (loaded.truth.target > 0)).any():
         check_further(fitting.memory, "the surfaces", SURFACE_BYTES * marked[joint_box(marked)].size)
     return CaseAnswer(subset, found.probabilities, found.calibrated, brain, predicted, loaded.truth)
 
 
 def answered(
-    model: Model, store: Store, case: Case, overlap: float
+    model: Model, store: Store, case: Case, options: EvaluateOptions
 ) -> tuple[dict[str, Float[np.ndarray, "i j k"]], Truth, UInt8[np.ndarray, "i j k"]]:
-    """A case's sequences that the model knows, its truth in the model's label space, and the answer from them."""
-    one, options = Voters((model,)), EvaluateOptions(overlap=overlap)
+    """A case's sequences that the model knows, its truth in the label space of what answers, and the answer."""
+    one = Voters((model,), branch=options.branch)
     loaded = load_case(one, store, case, options)
     return loaded.shown, loaded.truth, answer_to(one, loaded, loaded.usable, options).predicted
 

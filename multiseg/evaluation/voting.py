@@ -17,6 +17,7 @@ from multiseg.evaluation.reliability import is_doubtful
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
 from multiseg.models.brain_network import load_brain_network
+from multiseg.models.branch_models import branch_info, branch_model
 from multiseg.models.calibration_record import look_below_of
 from multiseg.models.contrasts import histogram, suspect
 from multiseg.models.fused import fuse
@@ -37,9 +38,11 @@ class Voters:
         adapt: whether each model is adapted to a patient first.
         files: those that the models were loaded from.
         brain: the network that finds brains, of the first model that carries one.
+        branch: what of two_branch models answers, see `models.branch_models`; "" for the fusion.
 
     Raises:
-        UsageError: one cannot be adapted though it must, they do not fit together, or there is no such rule.
+        UsageError: one cannot be adapted though it must, they do not fit together, or there is no such rule; or what is
+            to answer is not there, or has not learnt.
     """
 
     models: tuple[Model, ...]
@@ -47,6 +50,7 @@ class Voters:
     adapt: bool = False
     files: tuple[Path, ...] = ()
     brain: Model | None = None
+    branch: str = ""
 
     def __post_init__(self) -> None:
         if self.rule and self.rule not in ENSEMBLES:
@@ -66,9 +70,14 @@ class Voters:
                         f"{getattr(other, name)} in another."
                     )
 
-    @property
+    @cached_property
     def infos(self) -> tuple[ModelInfo, ...]:
-        return tuple(model.info for model in self.models)
+        """Of what answers of each model."""
+        return tuple(branch_info(model.info, self.branch) for model in self.models)
+
+    def answering(self, models: Sequence[Model]) -> tuple[Model, ...]:
+        """What answers of these models, which are adapted ones perhaps."""
+        return tuple(branch_model(model, self.branch) for model in models)
 
     @cached_property
     def info(self) -> ModelInfo:
@@ -100,7 +109,7 @@ class Voters:
 
     @property
     def space(self) -> LabelSpace:
-        return self.models[0].info.space
+        return self.infos[0].space
 
     @property
     def is_calibrated(self) -> bool:
@@ -128,9 +137,9 @@ def load_voters(model: Path | str | Model, options: PredictOptions) -> Voters:
     brain = _brain_network([model, *options.others], options.device)
     files = tuple(Path(one) for one in (model, *options.others) if not isinstance(one, Model))
     if options.together in ("", *ENSEMBLES):
-        voters = Voters(tuple(loaded), options.together, options.adapt, files, brain)
+        voters = Voters(tuple(loaded), options.together, options.adapt, files, brain, options.branch)
     else:
-        voters = Voters((fuse(loaded, options.together),), files=files, brain=brain)
+        voters = Voters((fuse(loaded, options.together),), files=files, brain=brain, branch=options.branch)
     if options.tta:
         check_mirrored(voters.space)
     return voters

@@ -12,9 +12,9 @@ from multiseg.experiments.anatomy_ground import roles_of, shared_sequences
 from multiseg.experiments.comparisons import (
     INTERVAL,
     Table,
-    arms_of,
+    by_part,
     compared_by_part,
-    mean_by_database,
+    mean_dice,
     paired_difference,
     rows_of,
 )
@@ -128,21 +128,7 @@ def parts_of(cases: pd.DataFrame, ground: Ground) -> dict[str, pd.DataFrame]:
 
 def by_structure(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """One row per arm: the Dice of each part, and for the lesion and the tissues together the range over the seeds."""
-    rows = []
-    for arm in arms_of(parts[LESION_DICE]):
-        of_arm = {name: rows_of(part, arm) for name, part in parts.items()}
-        spreads = {f"{name}, seeds": _spread(of_arm[name]) for name in (LESION_DICE, TISSUE_DICE)}
-        rows.append({"arm": arm, **{name: _mean(part) for name, part in of_arm.items()}, **spreads})
-    return pd.DataFrame(rows)
-
-
-def _mean(rows: pd.DataFrame) -> float:
-    return float(mean_by_database(rows, "dice").mean())
-
-
-def _spread(rows: pd.DataFrame) -> str:
-    by_seed = [_mean(of_seed) for _, of_seed in rows.groupby("seed")]
-    return f"{min(by_seed):.3f} to {max(by_seed):.3f}" if by_seed else "-"
+    return by_part(parts, (LESION_DICE, TISSUE_DICE))
 
 
 def checked(parts: Mapping[str, pd.DataFrame], num_seeds: int, checks: Sequence[Check] = CHECKS) -> pd.DataFrame:
@@ -156,7 +142,7 @@ def checked(parts: Mapping[str, pd.DataFrame], num_seeds: int, checks: Sequence[
         for seed in range(num_seeds):
             one, other = (arm[arm["seed"] == seed] for arm in pair)
             gap = float("nan") if one.empty or other.empty else paired_difference(one, other, "dice").mean
-            values = {"Dice of the first": _mean(one), "of the second": _mean(other)}
+            values = {"Dice of the first": mean_dice(one), "of the second": mean_dice(other)}
             verdict = "shown" if gap >= least and values["Dice of the first"] > 0 else "not shown"
             check = f"{measured}: {first} - {second} at least {least:+.2f}"
             rows.append({"check": check, "seed": seed, **values, "difference": gap, "verdict": verdict})

@@ -24,6 +24,18 @@ def synthetic_anatomy_ground(folder: Path, scale: Scale, num_seeds: int) -> Grou
     return replace(anatomy_ground_of(url, scale, num_seeds, TISSUES, LESIONS), synthetic=True)
 
 
+def synthetic_grafting_ground(folder: Path, scale: Scale, num_seeds: int) -> Ground:
+    """The same hospitals, registered to a template, so that lesions of one can be grafted into the other.
+
+    The anchor is the first healthy case that trains.
+    """
+    url = made_store(folder, scale, f"{scale.name}-grafting", (TISSUES, LESIONS), template_of=TISSUES)
+    ground = anatomy_ground_of(url, scale, num_seeds, TISSUES, LESIONS)
+    anchor, *_ = select(open_store(url), [TISSUES], split="train")
+    roles = replace(roles_of(ground), anchor=f"{anchor.database}/{anchor.name}")
+    return replace(ground, synthetic=True, roles=roles)
+
+
 def anatomy_ground_of(store: str, scale: Scale, num_seeds: int, tissues: str = "", lesions: str = "") -> Ground:
     """The ground of a user's store.
 

@@ -10,8 +10,23 @@ from typing import Literal
 import pandas as pd
 
 from multiseg.errors import UsageError
-from multiseg.experiments import ace, drop, federated, hetero, joint, leave_one_out, new_database, plus, unseen
-from multiseg.experiments.anatomy_ground import anatomy_ground_of, synthetic_anatomy_ground
+from multiseg.experiments import (
+    ace,
+    decoupled,
+    drop,
+    federated,
+    hetero,
+    joint,
+    leave_one_out,
+    new_database,
+    plus,
+    unseen,
+)
+from multiseg.experiments.anatomy_ground import (
+    anatomy_ground_of,
+    synthetic_anatomy_ground,
+    synthetic_grafting_ground,
+)
 from multiseg.experiments.comparisons import Table
 from multiseg.experiments.ground import Ground, ground_of, synthetic_ground
 from multiseg.experiments.runs import Arm
@@ -29,6 +44,7 @@ class Experiment:
         authors: of that paper.
         scale: the name of its scale, if the user names none.
         needs: "" (synthetic hospitals or a store), "hospitals" or "store".
+        hospitals: makes the ground of synthetic hospitals in a folder.
         has_roles: whether it learns tissues from one database and lesions from another, so that its ground has roles.
         pictured: the arms that are drawn side by side for a test case, if any.
     """
@@ -41,6 +57,7 @@ class Experiment:
     authors: str = XU
     scale: str = "small"
     needs: Literal["", "hospitals", "store"] = ""
+    hospitals: Callable[[Path, Scale, int], Ground] = synthetic_ground
     has_roles: bool = False
     pictured: Callable[[Ground], Sequence[Arm]] = lambda ground: ()
 
@@ -63,11 +80,14 @@ EXPERIMENTS = {
         Experiment("finetune", new_database.QUESTION, "table 6", new_database.plan, new_database.tables),
         Experiment("federated", federated.QUESTION, "none", federated.plan, federated.tables),
         Experiment("ace", ace.QUESTION, "table 1, tissues and WMH", ace.plan, ace.tables, ace.ROULET, "anatomy",
-                   "store", has_roles=True, pictured=ace.pictured),
+                   "store", synthetic_anatomy_ground, has_roles=True, pictured=ace.pictured),
         Experiment("ace-tumour", ace.QUESTION, "table 1, tissues and tumour", ace.plan, ace.tables, ace.ROULET,
-                   "anatomy", "hospitals", has_roles=True, pictured=ace.pictured),
+                   "anatomy", "hospitals", synthetic_anatomy_ground, has_roles=True, pictured=ace.pictured),
         Experiment("hetero", hetero.QUESTION, "table 1", hetero.plan, hetero.tables, hetero.DORENT, "hetero",
-                   "store", has_roles=True, pictured=hetero.pictured),
+                   "store", synthetic_anatomy_ground, has_roles=True, pictured=hetero.pictured),
+        Experiment("two-branch", decoupled.QUESTION, "table 1 and figure 10", decoupled.plan, decoupled.tables,
+                   decoupled.HIMMETOGLU, "two-branch", "hospitals", synthetic_grafting_ground, has_roles=True,
+                   pictured=decoupled.pictured),
     )
 }  # fmt: skip
 """In the order in which `all` runs them: experiments whose runs others share come first."""
@@ -125,8 +145,8 @@ def ground_for(
         raise UsageError(
             f"--tissues and --lesions are for {', '.join(with_roles)} with --store, not {experiment.name}."
         )
+    if not store:
+        return experiment.hospitals(folder, scale, num_seeds)
     if experiment.has_roles:
-        if store:
-            return anatomy_ground_of(store, scale, num_seeds, *roles)
-        return synthetic_anatomy_ground(folder, scale, num_seeds)
-    return ground_of(store, scale, num_seeds) if store else synthetic_ground(folder, scale, num_seeds)
+        return anatomy_ground_of(store, scale, num_seeds, *roles)
+    return ground_of(store, scale, num_seeds)

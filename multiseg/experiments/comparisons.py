@@ -116,6 +116,26 @@ def compared_by_part(parts: Mapping[str, pd.DataFrame], what: str, pairs: Sequen
     )
 
 
+def by_part(parts: Mapping[str, pd.DataFrame], spreads: Sequence[str]) -> pd.DataFrame:
+    """One row per arm: the Dice of each part of the rows, and of some parts, `spreads`, the range over the seeds."""
+    rows = []
+    for arm in arms_of(pd.concat(list(parts.values()))):
+        of_arm = {name: rows_of(part, arm) for name, part in parts.items()}
+        ranges = {f"{name}, seeds": _spread(of_arm[name]) for name in spreads}
+        rows.append({"arm": arm, **{name: mean_dice(part) for name, part in of_arm.items()}, **ranges})
+    return pd.DataFrame(rows)
+
+
+def mean_dice(rows: pd.DataFrame) -> float:
+    """The mean Dice over databases, of the means over their cases."""
+    return float(mean_by_database(rows, "dice").mean())
+
+
+def _spread(rows: pd.DataFrame) -> str:
+    by_seed = [mean_dice(of_seed) for _, of_seed in rows.groupby("seed")]
+    return f"{min(by_seed):.3f} to {max(by_seed):.3f}" if by_seed else "-"
+
+
 @dataclass(frozen=True)
 class Difference:
     """The first of two arms minus the second, over the cases for which both are defined.

@@ -13,7 +13,7 @@ from multiseg.errors import DataError, UsageError
 from multiseg.experiments.scales import Scale
 from multiseg.files import check_folder, write_atomically
 from multiseg.labels import LabelSpace
-from multiseg.phantoms.hospitals import write_hospitals
+from multiseg.phantoms.hospitals import MANIFEST, write_hospitals
 from multiseg.store.catalogue import select
 from multiseg.store.hierarchy import is_remote
 from multiseg.store.ingest.ingest_plan import IngestOptions
@@ -39,6 +39,7 @@ class Roles:
             the lesions of `tissues`.
         names: the tissues that `tissues` is annotated for.
         tested: those of them that `lesions` is annotated for, too.
+        anchor: a healthy case, "DATABASE/CASE", that models may hold for adaptations; "" for none.
     """
 
     tissues: str
@@ -46,6 +47,7 @@ class Roles:
     hidden: tuple[str, ...]
     names: tuple[str, ...]
     tested: tuple[str, ...]
+    anchor: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,13 @@ def synthetic_ground(folder: Path, scale: Scale, num_seeds: int) -> Ground:
     return replace(_ground(url, scale, num_seeds, TRAINING), synthetic=True)
 
 
-def made_store(folder: Path, scale: Scale, name: str, hospitals: Sequence[str]) -> str:
-    """The store `synthetic-NAME.zarr` of these hospitals, created and ingested into `folder` unless that is done."""
+def made_store(folder: Path, scale: Scale, name: str, hospitals: Sequence[str], template_of: str = "") -> str:
+    """The store `synthetic-NAME.zarr` of these hospitals, created and ingested into `folder` unless that is done.
+
+    Args:
+        template_of: a hospital without lesions; every case is registered to one more head of it, and its own heads may
+            be anchors (pathology "phantom").
+    """
     check_folder(folder, own=OWN)
     url, record = folder / f"synthetic-{name}.zarr", folder / f"synthetic-{name}.json"
     numbers = json.dumps([asdict(scale)[name] for name in ("spacing_mm", "num_cases", "coarseness", "split")])
@@ -102,10 +109,21 @@ def made_store(folder: Path, scale: Scale, name: str, hospitals: Sequence[str]) 
         files = folder / f".hospitals-{name}"
         manifest = write_hospitals(files, 0, scale.num_cases, scale.coarseness, hospitals, overwrite=True)
         edge = scale.spacing_mm
-        ingest(find_manifest(manifest), str(url), IngestOptions(spacing_mm=(edge, edge, edge), split=scale.split))
+        databases, options = find_manifest(manifest), IngestOptions(spacing_mm=(edge, edge, edge), split=scale.split)
+        if template_of:
+            databases = [replace(one, pathology="phantom") if one.name == template_of else one for one in databases]
+            options = replace(options, template=str(_template(files / ".template", template_of, scale.coarseness)))
+        ingest(databases, str(url), options)
         write_atomically(record, numbers.encode())  # last, so that an interrupted ingest is completed next time
         shutil.rmtree(files)
     return str(url.resolve())
+
+
+def _template(folder: Path, hospital: str, coarseness: float) -> Path:
+    """The T1 of a head of a hospital that is not among its cases, since it has another seed."""
+    write_hospitals(folder, 1, 1, coarseness, [hospital], overwrite=True)
+    (case,) = find_manifest(folder / MANIFEST)[0].cases
+    return Path(str(case.images["T1"]))
 
 
 def ground_of(store: str, scale: Scale, num_seeds: int) -> Ground:

@@ -17,6 +17,7 @@ from multiseg.experiments.ground import Ground
 from multiseg.experiments.runs import Arm
 from multiseg.experiments.worker import model_of
 from multiseg.labels import IGNORE, LabelSpace
+from multiseg.models.branch_models import branch_info
 from multiseg.models.devices import resolve_device
 from multiseg.store.catalogue import select
 from multiseg.store.reader import Case, Store, open_store
@@ -29,7 +30,8 @@ def draw_arms(path: Path, arms: Sequence[Arm], runs: Path, ground: Ground, devic
     """Draw one test case with the answers of finished runs, and the Dice of lesion and tissues of each.
 
     The case is the one with the median volume of lesions, and the slice the one with most lesion, so that neither is
-    chosen by its result. Every model sees all the sequences of the case that it knows.
+    chosen by its result. Every model sees all the sequences of the case that it knows. What answers without lesions has
+    a truth of its own, which shows the tissues under them.
     """
     store = open_store(ground.store)
     case = median_case(store, arms[0])
@@ -38,13 +40,14 @@ def draw_arms(path: Path, arms: Sequence[Arm], runs: Path, ground: Ground, devic
     values, lesion = {}, np.zeros(case.extent, bool)
     for arm in arms:
         model = model_of(runs, arm.run, str(resolve_device(device)))
-        shown, truth, codes = answered(model, store, case, ground.scale.overlap)
-        space = model.info.space
+        shown, truth, codes = answered(model, store, case, arm.exam.options(ground.scale.overlap))
+        space = branch_info(model.info, arm.exam.branch).space
         images |= shown
         target = np.where(truth.target == IGNORE, 0, truth.target).astype(np.uint8)
         is_lesion = np.isin(target, [code for code, one in enumerate(space.labels, 1) if one.kind == "lesion"])
         lesion |= is_lesion
-        parcels.setdefault("truth", Parcels(target, space.names))
+        has_lesions = any(one.kind == "lesion" for one in space.labels)
+        parcels.setdefault("truth" if has_lesions else "true tissues", Parcels(target, space.names))
         parcels[arm.name] = Parcels(np.where(truth.target == IGNORE, 0, codes).astype(np.uint8), space.names)
         values[arm.name] = _agreement(space, truth, codes)
     caption = f"{case.pathology}\nDice of the lesion / mean of the tissues:"

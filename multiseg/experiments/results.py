@@ -131,7 +131,8 @@ def read_all_cases(arms: Sequence[Arm], runs: Path) -> pd.DataFrame:
 def _run_json(task: RunTask) -> dict[str, Any]:
     parent = task.run.parent.key if task.run.parent else ""
     fused = {"fused": [run.key for run in task.run.fused]} if task.run.fused else {}
-    record = {"key": task.run.key, "parent": parent, **fused, "settings": task.run.settings}
+    labels = {"pseudo_labels": task.run.pseudo_labels.key} if task.run.pseudo_labels else {}
+    record = {"key": task.run.key, "parent": parent, **fused, **labels, "settings": task.run.settings}
     return {**record, **read_done(task.folder, task.run)}
 
 

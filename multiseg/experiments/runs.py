@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from multiseg.config import merged
+from multiseg.evaluation.evaluation_result import EvaluateOptions
 from multiseg.experiments.ground import Ground
 from multiseg.models.builders import NETWORKS, multi_unet_plus
 
@@ -17,6 +18,9 @@ from multiseg.models.builders import NETWORKS, multi_unet_plus
 class Run:
     """One training, or models that answer as one. Runs with equal settings and parents are trained only once.
 
+    A stage of a two_branch network is a run of its own (`stage` in its settings), and the next stage has it as parent.
+    The stage pseudo_label trains nothing: it writes the targets that a stage joint learns from.
+
     Attributes:
         name: for people; it does not change the key.
         settings: nested, as in a run file, without the device and the number of workers.
@@ -24,6 +28,7 @@ class Run:
         federation: if every database is a site: the tables of a federated run that a training does not have.
         fused: if not empty, nothing is trained: the models of these two runs answer together, one for the tissues and
             one for the lesions (`multiseg.models.fused`).
+        pseudo_labels: the run of the stage pseudo_label that this one learns from.
     """
 
     name: str
@@ -31,18 +36,20 @@ class Run:
     parent: Run | None = None
     federation: Mapping[str, Any] = field(default_factory=dict, hash=False)
     fused: tuple[Run, ...] = ()
+    pseudo_labels: Run | None = None
 
     @property
     def needs(self) -> tuple[Run, ...]:
         """The runs that have to be done first."""
-        return (*([self.parent] if self.parent else []), *self.fused)
+        return (*(one for one in (self.parent, self.pseudo_labels) if one), *self.fused)
 
     @property
     def key(self) -> str:
-        """The digest of settings, parent, federation and fused runs, in 12 letters."""
+        """The digest of settings and federation and of the runs that it needs, in 12 letters."""
         parent = self.parent.key if self.parent else ""
         content = [self.settings, parent, *([self.federation] if self.federation else [])]
         content += [[run.key for run in self.fused]] if self.fused else []
+        content += [{"pseudo_labels": self.pseudo_labels.key}] if self.pseudo_labels else []
         return _digest(json.dumps(content, sort_keys=True))
 
     @property
@@ -65,15 +72,35 @@ class Run:
 
 @dataclass(frozen=True)
 class Exam:
-    """A test of a trained model: on which cases, with which subsets of their sequences."""
+    """A test of a trained model: on which cases, with which subsets of their sequences.
+
+    Attributes:
+        zones, adapt, branch: as of `EvaluateOptions`.
+    """
 
     databases: tuple[str, ...]
     subsets: str = "full"
     split: str = "test"
+    zones: bool = False
+    adapt: bool = False
+    branch: str = ""
 
     @property
     def key(self) -> str:
-        return _digest(json.dumps([self.databases, self.subsets, self.split]))
+        more = {name: value for name in ("zones", "adapt", "branch") if (value := getattr(self, name))}
+        return _digest(json.dumps([self.databases, self.subsets, self.split, *([more] if more else [])]))
+
+    def options(self, overlap: float) -> EvaluateOptions:
+        """The options of the evaluation, whose windows overlap by this share."""
+        return EvaluateOptions(
+            self.split,
+            self.databases,
+            self.subsets,
+            overlap,
+            zones=self.zones,
+            adapt=self.adapt,
+            branch=self.branch,
+        )
 
 
 def _digest(text: str) -> str:

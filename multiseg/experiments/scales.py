@@ -21,7 +21,8 @@ class Scale:
         plus_widths: of `multi_unet_plus`, from the full resolution down; `widths` are those of the other networks.
         num_patches: from each training database in a step, as published: a joint model is trained on as many patches
             of each database as the model of that database alone.
-        finetune_steps: of every arm of the experiment on fine-tuning, training from scratch included.
+        finetune_steps: of every arm of the experiment on fine-tuning, training from scratch included; and of the stages
+            after the first ones.
         few: training cases where labels are few.
         num_finetuned: databases that are fine-tuned on.
     """
@@ -137,6 +138,16 @@ HETERO = replace(
     validate_every=100,
 )
 """As published: one patch of each database a step, and this learning rate."""
-SCALES = {scale.name: scale for scale in (TINY, SMALL, ANATOMY, HETERO, FULL)}
-"""tiny only checks that everything runs; small, and anatomy and hetero (tissues with lesions), are for two CPU cores;
-full is for a GPU, with the published sizes."""
+TWO_BRANCH = Scale(
+    name="two-branch",
+    num_cases=12,
+    coarseness=1.5,
+    dropout=0.0,
+    patch=(16, 16, 16),
+    steps=200,
+    finetune_steps=100,
+    validate_every=100,
+)
+SCALES = {scale.name: scale for scale in (TINY, SMALL, ANATOMY, HETERO, TWO_BRANCH, FULL)}
+"""tiny only checks that everything runs; small, and anatomy, hetero and two-branch (tissues with lesions), are for two
+CPU cores; full is for a GPU, with the published sizes."""

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 
 from multiseg.config import checked, merged, to_options, training_settings
 from multiseg.errors import DataError, MultisegError, few
-from multiseg.evaluation.evaluation_result import EvaluateOptions
 from multiseg.evaluation.model_evaluation import evaluate
 from multiseg.evaluation.tables import read_table, write_table
 from multiseg.experiments.runs import Exam, Run
@@ -31,6 +31,8 @@ from multiseg.models.fused import LESION_OVER_TISSUE, load_fused
 from multiseg.models.saved import Model
 from multiseg.processes import leave_signals_to_parent, stop_on_signals
 from multiseg.training.run import train
+from multiseg.training.staged_run import write_stage_labels
+from multiseg.training.stages import PSEUDO_LABEL
 
 DONE, CASES = "done.json", "cases.csv"
 
@@ -119,6 +121,9 @@ def _train(task: RunTask) -> None:
     best: float | None
     if task.run.fused:
         step, best = 0, None  # its models are trained by the runs that it needs
+    elif task.run.settings.get("stage") == PSEUDO_LABEL:
+        step, best = 0, None
+        _write_pseudo_labels(task, out)
     elif task.run.federation:
         step, best = _train_federated(task, out)
     else:
@@ -130,13 +135,22 @@ def _train(task: RunTask) -> None:
 
 def _train_centrally(task: RunTask, out: Path) -> tuple[int, float]:
     """Train one model of all databases. Returns the number of steps, and the best validation Dice."""
-    more = {"device": task.device, "stream": {"workers": 0}}
+    more: dict[str, Any] = {"device": task.device, "stream": {"workers": 0}}
     if task.run.parent:
         more["start"] = {"model": str(run_folder(task.folder, task.run.parent).resolve())}
+    if task.run.pseudo_labels:
+        more["meta"] = {"pseudo_labels": str(run_folder(task.folder, task.run.pseudo_labels).resolve())}
     result = train(to_options(merged(task.run.settings, more)), out)
     if not result.finished:
         raise SystemExit(0)  # stopped by a signal, and saved
     return result.step, result.best
+
+
+def _write_pseudo_labels(task: RunTask, out: Path) -> None:
+    """Write the soft targets of a stage pseudo_label, by the model of the run before."""
+    assert task.run.parent is not None
+    options = to_options(merged(task.run.settings, {"device": task.device}))
+    write_stage_labels(options, run_folder(task.folder, task.run.parent), out)
 
 
 def _train_federated(task: RunTask, out: Path) -> tuple[int, float]:
@@ -161,7 +175,7 @@ def _train_federated(task: RunTask, out: Path) -> tuple[int, float]:
 def _examine(task: RunTask, exam: Exam) -> None:
     file = cases_file(task.folder, task.run, exam)
     file.parent.mkdir(parents=True, exist_ok=True)
-    options = EvaluateOptions(exam.split, exam.databases, exam.subsets, task.overlap)
+    options = exam.options(task.overlap)
     device = str(resolve_device(task.device))
     model = model_of(task.folder, task.run, device) if task.run.fused else run_folder(task.folder, task.run)
     result = evaluate(model, str(task.run.settings["store"]), options, device, file.parent)

@@ -22,6 +22,7 @@ from multiseg.export.model_card import Results, model_card, results_in, terms_of
 from multiseg.export.preparation_record import preparation_record
 from multiseg.files import check_files, check_folder, write_atomically
 from multiseg.models.brain_network import BRAIN_FILE, load_brain_network
+from multiseg.models.branch_models import check_learnt
 from multiseg.models.packages import FORMAT, MANIFEST, PACKAGE, is_package
 from multiseg.models.saved import BEST, ModelInfo, load_model, model_path, without_learnt
 from multiseg.models.two_branch import ANCHOR_PREFIX
@@ -64,12 +65,14 @@ def handover(run: Path, keep_digests: bool = False) -> Handover:
 
     Raises:
         CheckpointError: there is no model, or it is damaged.
-        UsageError: the model is in a package already, or the results of an evaluation cannot be read.
+        UsageError: the model is in a package already, what answers of it has not learnt, or the results of an
+            evaluation cannot be read.
     """
     file = model_path(run)
     if is_package(file):
         raise UsageError(f"{file} is a package already: copy it, or unzip it to have its files in a folder.")
     model = load_model(file)
+    check_learnt(model.info)
     weights = file.read_bytes() if keep_digests else without_learnt(file)
     brain = load_brain_network(file)
     results = results_in(file.parent, sha256_of(file.read_bytes()))

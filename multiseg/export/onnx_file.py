@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from multiseg.errors import CheckpointError, UsageError
 from multiseg.export.preparation_record import preparation_record
 from multiseg.files import check_files, write_atomically
+from multiseg.models.branch_models import check_learnt
 from multiseg.models.presence import AllPairs
 from multiseg.models.saved import Model
 from multiseg.types import Index3
@@ -61,10 +62,11 @@ def export_onnx(model: Model, out: Path, inputs: Sequence[Path] = (), overwrite:
         inputs: files that must not be overwritten.
 
     Raises:
-        UsageError: the packages for ONNX are not installed, a file may not be written, or the network has an operation
-            that ONNX does not have.
+        UsageError: the packages for ONNX are not installed, a file may not be written, the network has an operation
+            that ONNX does not have, or what answers has not learnt.
         CheckpointError: the answers of the file differ from those of the network.
     """
+    check_learnt(model.info)
     runtime = _packages()
     record_path = out.with_suffix(".json")
     check_files([out], inputs, overwrite, ENDING)

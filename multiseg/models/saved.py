@@ -39,6 +39,7 @@ ENDINGS = (".safetensors", PACKAGE)
 LEARNT = "learnt"
 """Key of the scans' digests in a file's JSON, which are not part of `ModelInfo`, since a federation sends that."""
 CALIBRATION = "calibration"
+PARTS = "parts"
 CONTRASTS = "contrasts"
 """Key of what the sequences look like, which is not part of `ModelInfo` either."""
 BACKGROUNDS = ("zero", "shifted")
@@ -57,6 +58,7 @@ class ModelInfo:
         background: values outside the brain of a present sequence in training: "zero", or "shifted", where a raw 0
             became (0 - mean) / std like the brain's values (Xu et al. 2024, as released).
         calibration: of these weights; a model that learns further has none.
+        parts: of a two_branch network, those that have learnt; empty if all have, and in a file that does not say.
 
     Raises:
         UsageError: the background is none of these.
@@ -76,6 +78,7 @@ class ModelInfo:
     ancestry: tuple[Mapping[str, Any], ...] = ()
     background: str = "zero"
     calibration: Calibration | None = None
+    parts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.background not in BACKGROUNDS:
@@ -83,13 +86,14 @@ class ModelInfo:
 
     def to_json(self) -> dict[str, Any]:
         # Without what is empty, so that an older multiseg reads a model that needs nothing newer.
-        fields = {name: value for name, value in asdict(self).items() if name != CALIBRATION}
+        fields = {name: value for name, value in asdict(self).items() if name not in (CALIBRATION, PARTS)}
         return fields | {
             "format": FORMAT,
             "axis": list(self.axis),
             "space": [{name: text for name, text in asdict(label).items() if text} for label in self.space.labels],
             **({"rest": self.space.rest} if self.space.rest else {}),
             **({CALIBRATION: self.calibration.to_json()} if self.calibration else {}),
+            **({PARTS: list(self.parts)} if self.parts else {}),
             "versions": {"multiseg": version("multiseg"), "torch": torch.__version__},
         }
 
@@ -106,6 +110,7 @@ class ModelInfo:
                 "patch": tuple(data["patch"]),
                 "trained_on": {name: tuple(databases) for name, databases in data["trained_on"].items()},
                 "ancestry": tuple(data.get("ancestry", ())),
+                PARTS: tuple(data.get(PARTS, ())),
                 CALIBRATION: Calibration.from_json(data[CALIBRATION]) if CALIBRATION in data else None,
             }
         )

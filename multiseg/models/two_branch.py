@@ -15,6 +15,7 @@ from multiseg.errors import UsageError
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
 from multiseg.models.blocks import norm_layer
+from multiseg.models.losses import log_probabilities
 from multiseg.models.presence import shown
 from multiseg.models.unet import MultiUnet, check_size
 
@@ -26,6 +27,16 @@ ANCHOR_PREFIX = "anchor_"
 """Begins the names of the tensors of the labelled healthy image."""
 BRANCHES = {"anatomy": "tissue", "lesion": "lesion"}
 """The branches, and the kind of the structures that each of them segments."""
+PASTED = "pasted"
+"""The lesions of one branch over the tissues of the other."""
+PARTS = ("anatomy", "lesion", "attention", "head")
+ANSWERED_BY: dict[str, tuple[str, ...]] = {
+    "": ("attention", "head"),
+    "anatomy": ("anatomy",),
+    "lesion": ("lesion",),
+    PASTED: ("anatomy", "lesion"),
+}
+"""What can answer, "" being the fusion of both branches, and the parts that must have learnt for that."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,12 +162,14 @@ class TwoBranch(nn.Module):
 
         Args:
             branch: one of `BRANCHES`, to compute the logits of this branch alone: background, and its structures in
-                the order of the label space.
+                the order of the label space; or `PASTED`, for those of all structures without the fusion.
 
         Raises:
             UsageError: the size does not fit, see MultiUnet.
         """
         check_size(images, self.multiple)
+        if branch == PASTED:
+            return self._pasted(images, present)
         logits: Tensor
         if branch == "lesion":
             logits = self.lesion(images, present)
@@ -168,6 +181,19 @@ class TwoBranch(nn.Module):
         lesion = self.lesion.features(shown(images, present))
         logits = self.head(tissue + self.attention(torch.cat([tissue, lesion], dim=1)) * lesion)
         return logits
+
+    def _pasted(
+        self, images: Float[Tensor, "batch modality i j k"], present: Bool[Tensor, "batch modality"]
+    ) -> Float[Tensor, "batch label i j k"]:
+        """Log-probabilities of which a lesion takes the place of a tissue, as in `models.fused.LesionOverTissue`."""
+        tissue = log_probabilities(self(images, present, branch="anatomy"))
+        lesion = log_probabilities(self(images, present, branch="lesion"))
+        tissue = tissue + lesion[:, :1]
+        lesions = list(self.lesion_logits)
+        others = [index for index in range(self.head.out_channels) if index not in lesions]
+        both = tissue.new_empty(len(tissue), self.head.out_channels, *tissue.shape[2:])
+        both[:, others], both[:, lesions] = tissue, lesion[:, 1:]
+        return both
 
     def _tissue_features(
         self, images: Float[Tensor, "batch modality i j k"], present: Bool[Tensor, "batch modality"]
@@ -183,7 +209,7 @@ class TwoBranch(nn.Module):
 
 
 class Branch(nn.Module):
-    """One branch of a TwoBranch as a network of its own, which answers in `branch_space`."""
+    """One branch of a TwoBranch, or both pasted, as a network of its own, which answers in `branch_space`."""
 
     def __init__(self, network: nn.Module, branch: str) -> None:
         super().__init__()
@@ -208,11 +234,13 @@ def filled(
 
 
 def branch_space(space: LabelSpace, branch: str) -> LabelSpace:
-    """The structures that a branch segments.
+    """The structures that a branch segments; all of them for `PASTED`.
 
     Raises:
         UsageError: there are none.
     """
+    if branch == PASTED:
+        return space
     kind = BRANCHES[branch]
     labels = tuple(label for label in space.labels if label.kind == kind)
     if not labels:

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from multiseg.errors import MultisegError
+from multiseg.errors import MultisegError, UsageError
+from multiseg.evaluation.evaluation_result import EvaluateOptions
 from multiseg.evaluation.stored_answers import answered
+from multiseg.models.branch_models import check_learnt
 from multiseg.models.saved import Model, load_model, model_path
 from multiseg.pages.page import Section, Volume, Volumes
 from multiseg.reports.case_slices import case_volume
@@ -37,6 +39,11 @@ def picked_cases(runs: Sequence[RunRecord], device: str) -> Section:
     except MultisegError as error:
         return Section(TITLE, [], f"The cases are not drawn, since the store {url!r} cannot be opened: {error}")
     models = {run.name: load_model(model_path(run.folder), device) for run in runs}
+    try:
+        for model in models.values():
+            check_learnt(model.info)
+    except UsageError as error:
+        return Section(TITLE, [], f"The cases are not drawn: {error}")
     most = max(12, MOST_SLICES // len(runs))
     parts = []
     for kind, (case, dice) in picked.items():
@@ -71,7 +78,7 @@ def _volume(model: Model, store: Store, name: str, caption: str, most_slices: in
     case = store[database][case_name] if database in store.databases else None
     if case is None or store.spacing_mm != model.info.spacing_mm or not model.info.usable(case.modalities):
         return None
-    images, truth, codes = answered(model, store, case, overlap=0.5)
+    images, truth, codes = answered(model, store, case, EvaluateOptions(overlap=0.5))
     sequence = next((name for name in DRAWN_FIRST if name in images), next(iter(images)))
     return case_volume(
         f"{caption} ({sequence})", images[sequence].astype(np.float32), truth.target, codes,

@@ -34,6 +34,7 @@ from multiseg.evaluation.voting import Voters
 from multiseg.files import check_files, lock_folder, write_atomically
 from multiseg.labels import IGNORE
 from multiseg.modalities import as_names
+from multiseg.models.branch_models import check_learnt
 from multiseg.models.calibration_record import LOOK_BELOW, UNCALIBRATED, Calibration, Temperatures, temperatures_of
 from multiseg.models.learnt_scans import NOT_KNOWN, NOT_LEARNT, TRAIN, VAL, how_learnt
 from multiseg.models.packages import is_package
@@ -204,6 +205,7 @@ def _ground(model: Model, opened: Store, options: CalibrateOptions) -> _Ground:
     Raises:
         DataError, UsageError: as `calibrate`.
     """
+    check_learnt(model.info)
     check_spacing(model.info, opened)
     names = options.databases or tuple(name for name in model.info.databases if name in opened)
     if not names:

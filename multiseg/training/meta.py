@@ -41,7 +41,7 @@ class MetaOptions:
     """How the anatomy branch learns to be adapted, in the stage cotrain.
 
     Attributes:
-        inner_rate: step size alpha of the inner step.
+        inner_rate: step size alpha of the inner step; 0 leaves the step out.
         first_order: whether the outer gradient takes the inner gradient as a constant, which needs less memory and
             time (Finn et al. 2017, arXiv:1703.03400, section 5.2).
         donors: the databases whose lesions are pasted into the healthy patches; empty takes all others with lesions
@@ -51,7 +51,7 @@ class MetaOptions:
         pseudo_labels: the folder of a stage pseudo_label, from which the stage joint learns; a run of stages sets it.
 
     Raises:
-        UsageError: the step size is not a finite number above 0.
+        UsageError: the step size is not a finite number from 0 on.
     """
 
     inner_rate: float = 0.005
@@ -62,8 +62,8 @@ class MetaOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "donors", as_names(self.donors))
-        if not 0 < self.inner_rate < math.inf:
-            raise UsageError(f"meta.inner_rate is {self.inner_rate}: give a number above 0, such as 0.005.")
+        if not 0 <= self.inner_rate < math.inf:
+            raise UsageError(f"meta.inner_rate is {self.inner_rate}: give a number from 0 on, such as 0.005.")
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def meta_objective(options: MetaOptions, seed: int) -> Objective:
         L_o = Dice(f'(x_P), y_A) + Dice(f'(x~), y_A) + Dice(f'(x_A), y_A)   (equations 8 and 9)
     where y_A has the healthy tissues also under the lesion. Dice is over all voxels of the batch. Patches without a
     lesion have only the terms of x_A. If no patch of a batch has one, there is no inner step, and the loss is
-    Dice(f(x_A), y_A).
+    Dice(f(x_A), y_A). With alpha = 0 theta' is theta.
     """
     return partial(_outer, options=options, seed=seed)
 
@@ -138,7 +138,7 @@ def _outer(
         return consistency_loss(with_lesion.exp(), constant.exp()) + dice(without, slice(None))
 
     has_lesion = bool(rows.any())
-    if has_lesion:
+    if has_lesion and options.inner_rate:
         parameters = adapted_parameters(inner, parameters, options.inner_rate, options.first_order)
     with_lesion, constant, without = answers(parameters)
     zero = without.new_zeros(())

@@ -216,6 +216,7 @@ def prepare_run(options: TrainOptions, store: Store, parent: Parent | None, shar
         check_anchor(store, options.meta.anchor, options.model.builder)
         info = replace(info, numbers={**info.numbers, "anchor": list(info.patch)})
     info = _with_found(info) if parent is None else descended(info, parent, channels, options.start)
+    info = replace(info, parts=stage.parts_after(parent.info.parts if parent else None))
     names = [name for name in stream.plan.cases if options.stream.draw.weights.get(name, 1) > 0]
     drawn = tuple(case for name in names for case in stream.plan.cases[name])
     answered = replace(info, space=learnt)

@@ -198,7 +198,7 @@ def _all_trained(
     for number, options in enumerate(stages, start=1):
         folder = stage_folder(out, number, options.stage)
         if options.stage == PSEUDO_LABEL:
-            _label(replace(options, labels=labels), Path(start.model), folder, on_case)
+            write_stage_labels(replace(options, labels=labels), Path(start.model), folder, on_case)
             continue
         result = train_one(replace(options, labels=labels, start=start), folder)
         if not result.finished:
@@ -207,8 +207,15 @@ def _all_trained(
     return result
 
 
-def _label(options: TrainOptions, model: Path, folder: Path, on_case: Callable[[str], None]) -> None:
-    """Write the pseudo-labels of the training cases with lesions."""
+def write_stage_labels(
+    options: TrainOptions, model: Path, folder: Path, on_case: Callable[[str], None] = lambda text: None
+) -> None:
+    """Do a stage pseudo_label: write the pseudo-labels of the training cases with lesions.
+
+    Args:
+        model: that of the stage before.
+        on_case, and what is raised: see `write_pseudo_labels`.
+    """
     options, store = with_listed_labels(options)
     cases = _to_label(store, options, LabelSpace.of(options.labels, options.rest))
     write_pseudo_labels(store, cases, model, folder, options.device, on_case)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from multiseg.errors import UsageError
 from multiseg.labels import LabelSpace
 from multiseg.loaders.batches import Batch
-from multiseg.models.two_branch import ANATOMY_SEQUENCES, Branch, TwoBranch, branch_space
+from multiseg.models.two_branch import ANATOMY_SEQUENCES, PARTS, Branch, TwoBranch, branch_space
 from multiseg.training.objectives import Objective
 from multiseg.training.pseudo_labels import check_still
 from multiseg.training.run_folder import TrainOptions
@@ -52,6 +52,17 @@ class Stage:
             return objective(self.view(network), batch, step)
 
         return of_branch
+
+    def parts_after(self, before: tuple[str, ...] | None) -> tuple[str, ...]:
+        """The parts of the network that have learnt after this stage, as in `ModelInfo.parts`.
+
+        Args:
+            before: those of the model that it starts from; None for fresh weights.
+        """
+        if not self.learns or before == ():
+            return ()
+        learnt = {*(before or ()), *self.learns}
+        return tuple(part for part in PARTS if part in learnt) if learnt < set(PARTS) else ()
 
     def freeze(self, network: nn.Module) -> None:
         """Freeze all parts that do not learn."""

@@ -13,7 +13,7 @@ def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     listed = checked(capsys.readouterr().out, "experiment")
     assert {one["name"] for one in listed} == {
         "joint", "unseen-combinations", "leave-one-out", "drop", "plus", "finetune", "federated", "ace", "ace-tumour",
-        "hetero",
+        "hetero", "two-branch",
     }  # fmt: skip
     assert run(["experiment", "--list"]) == 0
 

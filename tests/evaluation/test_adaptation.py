@@ -5,16 +5,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from multiseg.cli.app import run
 from multiseg.errors import ModalityError, UsageError
 from multiseg.evaluation import adaptation
 from multiseg.evaluation.adaptation import AdaptOptions, adapted, adapting_parameters, lesion_of
 from multiseg.evaluation.decision import majority
+from multiseg.evaluation.evaluation_result import EvaluateOptions
 from multiseg.evaluation.inference import predict_volume
+from multiseg.evaluation.model_evaluation import evaluate
 from multiseg.evaluation.prediction import predict
 from multiseg.evaluation.prediction_inputs import PredictOptions
+from multiseg.evaluation.tables import read_table
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import build
@@ -282,3 +287,65 @@ def test_a_voter_that_sees_no_anatomy_is_named_although_the_first_has_no_branche
         files["model"], scans, tmp_path / "o.nii.gz", PredictOptions(others=(files["second"],), together="vote")
     )
     assert [doubt.code for doubt in result.doubts if doubt.code == "NO_ANATOMY_SEQUENCE"]
+
+
+def saved_for_a_store(path: Path) -> Model:
+    """A model with random weights for the voxels of the shared store."""
+    space = LabelSpace.of(["tissue:CSF", "tissue:grey matter", "tissue:white matter", "lesion"])
+    numbers = {"widths": [2, 4], "dropout": 0.0, "anatomy_channels": [1], "lesion_logits": [4], "anchor": [16, 16, 16]}
+    info = replace(
+        model_of().info, numbers=numbers, space=space, spacing_mm=(5.0, 5.0, 5.0), patch=(16, 16, 16)
+    )  # fmt: skip
+    torch.manual_seed(4)
+    network = build("two_branch", 2, space.num_logits, **numbers)
+    save_model(path, network, info)
+    return load_model(path)
+
+
+@pytest.mark.slow
+def test_an_evaluation_adapts_to_each_case_and_subset(
+    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The answer is that of the model adapted by hand; without T1 that of the model as it is; the file stays."""
+    model = saved_for_a_store(tmp_path / "m.safetensors")
+    digest = hashlib.sha256((tmp_path / "m.safetensors").read_bytes()).hexdigest()
+    strong, seen = AdaptOptions(rate=0.05, num_steps=2), []
+
+    def noted(one: Model, images: np.ndarray, present: np.ndarray, lesion: np.ndarray) -> adaptation.Adaptation:
+        seen.append((present.tolist(), adaptation.adapted(one, images, present, lesion, strong)))
+        np.testing.assert_array_equal(lesion, lesion_of(model, images, present, 0.0))
+        return seen[-1][1]
+
+    monkeypatch.setattr("multiseg.evaluation.stored_answers.adapted", noted)
+    options = EvaluateOptions("test", "alder", "FLAIR,FLAIR+T1", overlap=0.0, zones=True)
+    plain = evaluate(tmp_path / "m.safetensors", store_url, options).cases
+    assert not seen
+    table = evaluate(tmp_path / "m.safetensors", store_url, replace(options, adapt=True)).cases
+    by_subset = {tuple(present): result for present, result in seen}
+    assert by_subset[True, False].why_not == "no sequence of the anatomy branch is given"
+    assert by_subset[True, True].num_steps
+    by_hand = evaluate(by_subset[True, True].model, store_url, options).cases
+    columns = ["dice", "predicted_ml", "dice_under_lesion", "dice_near_lesion", "dice_elsewhere"]
+
+    def numbers(cases: pd.DataFrame, subset: str) -> np.ndarray:
+        return cases.loc[cases["modalities"] == subset, columns].to_numpy(float)
+
+    np.testing.assert_array_equal(numbers(table, "FLAIR"), numbers(plain, "FLAIR"))
+    np.testing.assert_array_equal(numbers(table, "FLAIR+T1"), numbers(by_hand, "FLAIR+T1"))
+    assert not np.array_equal(numbers(table, "FLAIR+T1"), numbers(plain, "FLAIR+T1"), equal_nan=True)
+    monkeypatch.undo()
+    command = ["evaluate", str(tmp_path / "m.safetensors"), "--store", store_url, "--database", "alder"]
+    assert run([*command, "--subsets", "FLAIR+T1", "--overlap", "0", "--adapt", "on", "--branch", "anatomy"]) == 0
+    cases = read_table(tmp_path / "evaluation-test-brain-alder-adapted-anatomy" / "cases.csv")
+    assert set(cases["label"]) == {"CSF", "grey matter", "white matter"}
+    assert hashlib.sha256((tmp_path / "m.safetensors").read_bytes()).hexdigest() == digest
+
+
+def test_a_branch_is_what_a_prediction_answers(files: dict[str, Path], tmp_path: Path) -> None:
+    scans = {name: files[name] for name in ("FLAIR", "T1")}
+    result = predict(files["model"], scans, tmp_path / "a.nii.gz", PredictOptions(branch="anatomy", adapt=True))
+    assert set(result.volumes_ml) == {"GM", "WM"}
+    network = model_of().network
+    save_model(files["model"], network, replace(model_of().info, parts=("anatomy",)))
+    with pytest.raises(UsageError, match="only anatomy has learnt so far"):
+        predict(files["model"], scans, tmp_path / "b.nii.gz")

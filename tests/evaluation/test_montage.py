@@ -1,5 +1,6 @@
 """The montage: a PNG of a useful size, the right slice the right way round, outlines only where asked."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from matplotlib.image import imread
 
 from multiseg.colours import PREDICTION_COLOUR, TRUTH_COLOUR
 from multiseg.errors import UsageError
+from multiseg.evaluation.case_panel import Parcels
 from multiseg.evaluation.montage import CasePanel, save_montage
 from multiseg.types import Mask
 
@@ -58,6 +60,18 @@ def test_a_png_of_a_useful_size_that_grows_with_cases_and_sequences(tmp_path: Pa
     assert large.shape[1] > 2 * small.shape[1]
     assert max(large.shape) < 3500
     assert [path.name for path in tmp_path.iterdir()] == ["montage.png"]
+
+
+def test_a_long_name_of_a_column_has_two_lines(tmp_path: Path) -> None:
+    def height(name: str) -> int:
+        parcels = Parcels(box(np.s_[4:10], np.s_[4:12], np.s_[3:6]).astype(np.uint8), ("GM",))
+        return drawn(tmp_path, replace(panel(), parcels={"truth": parcels, name: parcels})).shape[0]
+
+    assert (
+        height("a short name")
+        < height("a name that would need far more than the width of its column")
+        <= 1.1 * height("b")
+    )
 
 
 @pytest.mark.slow

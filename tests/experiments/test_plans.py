@@ -155,7 +155,7 @@ def test_names() -> None:
     assert single(GROUND, "elm", 0, "uniform").key == single(GROUND, "elm", 0).key
     assert {one.name for one in chosen("all", synthetic=True)} == EXPERIMENTS.keys() - {"ace", "hetero"}
     assert {one.name for one in chosen("all", synthetic=False)} == EXPERIMENTS.keys() - {
-        "unseen-combinations", "ace", "ace-tumour", "hetero",
+        "unseen-combinations", "ace", "ace-tumour", "hetero", "two-branch",
     }  # fmt: skip
     with pytest.raises(UsageError, match="no experiment 'table5'; there are joint, unseen"):
         check_name("table5", synthetic=True)

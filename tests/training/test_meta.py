@@ -127,6 +127,14 @@ def test_first_order_changes_the_gradient_but_not_the_loss():
     assert network.lesion.head.weight.grad is None
 
 
+def test_without_an_inner_step_the_loss_is_that_of_the_weights_as_they_are():
+    network, batch = network_of(), batch_of(some_lesion())
+    loss, terms, _ = gradients(network, batch, inner_rate=0.0)
+    assert loss == pytest.approx(gradients(network, batch, inner_rate=1e-9)[0], abs=1e-6)
+    assert loss == pytest.approx(sum(float(term) for term in terms.values()))
+    assert terms["pasted"] > 0
+
+
 def test_a_batch_without_lesion_has_no_inner_step():
     network = network_of()
     none = batch_of(torch.zeros(2, *SIZE, dtype=torch.bool))
@@ -162,8 +170,8 @@ def test_a_donor_moves_with_its_patch():
 
 
 def test_a_step_size_that_cannot_be():
-    with pytest.raises(UsageError, match=r"meta.inner_rate is 0.0: give a number above 0"):
-        MetaOptions(inner_rate=0.0)
+    with pytest.raises(UsageError, match=r"meta.inner_rate is -0.1: give a number from 0 on"):
+        MetaOptions(inner_rate=-0.1)
 
 
 def test_the_constants_are_drawn_for_each_patch():

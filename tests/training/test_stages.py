@@ -1,6 +1,8 @@
 """Stages of a two_branch network: which part learns, from what, and how a run of several resumes."""
 
+import os
 import re
+import signal
 import tomllib
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -10,11 +12,15 @@ import pytest
 import torch
 
 from multiseg.cli.app import run
+from multiseg.cli.train import ShownProgress
 from multiseg.errors import UsageError
+from multiseg.evaluation.evaluation_result import EvaluateOptions
+from multiseg.evaluation.model_evaluation import evaluate
 from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import StreamOptions
 from multiseg.loaders.draw import DrawOptions
-from multiseg.models.saved import load_model, load_weights, model_path
+from multiseg.models.saved import load_model, load_weights, model_path, read_info
+from multiseg.training.events import Event, StepDone
 from multiseg.training.fit import FitOptions
 from multiseg.training.meta import MetaOptions
 from multiseg.training.run import TrainResult, train
@@ -108,6 +114,52 @@ def test_a_run_that_stopped_in_its_second_stage_is_completed_as_if_it_had_not(
     assert train_stages(whole, tmp_path / "run").finished
     assert train_stages(whole, tmp_path / "other").finished
     assert changed(tmp_path / "run", tmp_path / "other") == set()
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_stage_ends_the_run_saved_and_the_same_command_completes_it(
+    store_url: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, file, real, steps = tmp_path / "run", tmp_path / "two.toml", ShownProgress.event, []
+
+    def event(self: ShownProgress, event: Event) -> None:
+        real(self, event)
+        if isinstance(event, StepDone):
+            steps.append(event.step)
+            if len(steps) == 3:  # the first one of the second stage
+                os.kill(os.getpid(), signal.SIGINT)
+
+    file.write_text(staged(store_url, steps=2).to_toml())
+    command = ["train", "--run", str(file), "--out", str(out), "--device", "cpu"]
+    monkeypatch.setattr(ShownProgress, "event", event)
+    assert run(command) == 130
+    assert steps == [1, 2, 1]
+    assert "Stopped after step 1, saved." in capsys.readouterr().err
+    assert read_info(out / "2-pretrain_lesion" / "last.safetensors").step == 1
+    assert not (out / "3-joint").exists()
+    assert not (out / "model.safetensors").exists()
+    assert run([*command, "--resume"]) == 0
+    assert steps == [1, 2, 1, 2, 1, 2]
+    assert changed(out, folder) == set()
+
+
+@pytest.mark.slow
+def test_what_a_stage_has_not_taught_does_not_answer(store_url: str, folder: Path, tmp_path: Path) -> None:
+    tissue, lesion, joint = (folder / f"{number}-{name}" for number, name in enumerate(NAMES, start=1))
+    assert [read_info(model_path(one)).parts for one in (tissue, lesion, joint)] == [
+        ("anatomy",), ("anatomy", "lesion"), (),
+    ]  # fmt: skip
+    options = EvaluateOptions("test", "alder", "T1", 0.0)
+    with pytest.raises(UsageError, match=r"only anatomy, lesion has learnt so far"):
+        evaluate(lesion, store_url, options)
+    with pytest.raises(UsageError, match=r"only anatomy has learnt .* needs lesion, too"):
+        evaluate(tissue, store_url, replace(options, branch="pasted"))
+    anatomy = evaluate(lesion, store_url, replace(options, branch="anatomy", zones=True))
+    assert set(anatomy.cases["label"]) == set(TISSUES)
+    pasted = evaluate(lesion, store_url, replace(options, branch="pasted"))
+    assert set(pasted.cases["label"]) == {*TISSUES, "lesion"}
+    assert anatomy.key != evaluate(lesion, store_url, replace(options, branch="lesion", zones=False)).key != pasted.key
+    assert run(["export", str(lesion), "--onnx", str(tmp_path / "m.onnx")]) == 2
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from multiseg.errors import UsageError
 from multiseg.store.cases import sha256_of
@@ -143,7 +143,7 @@ def place_in(template: Template, prepared: PreparedCase) -> Place:
     return Place(move.matrix, (Doubt(Severity.WARNING, "POOR_IN_TEMPLATE", f"{text} {to_do}"),))
 
 
-def _dice(fixed: Mask, grid: Grid, moving: Mask, moving_grid: Grid) -> float:
+def _dice(fixed: Mask, grid: Grid, moving: Bool[np.ndarray, "x y z"], moving_grid: Grid) -> float:
     moved = resample(moving.astype(np.float32), moving_grid, grid, smooth=False) > 0.5
     num_both, num_in_either = int((moved & fixed).sum()), int(moved.sum()) + int(fixed.sum())
     return 2 * num_both / max(1, num_in_either)
