@@ -20,6 +20,7 @@ import multiseg
 from multiseg.cli.app import run
 from multiseg.errors import StoreError
 from multiseg.store import schema
+from multiseg.store.checks.case import _has_neighbours
 from multiseg.store.checks.chunks import decoded_blocks
 from multiseg.store.checks.fault_collector import Faults
 from multiseg.store.checks.verification import verify_store
@@ -244,6 +245,25 @@ def long_case(folder: Path) -> Path:
     pattern = ["--pattern", "{case}_{modality}.nii.gz", "--allow-unlabelled"]
     assert run(["ingest", str(folder), "--database", "long", "--store", str(url), *pattern]) == 0
     return url
+
+
+@pytest.mark.parametrize(
+    ("voxel", "is_beside"),
+    [
+        ((1, 3, 3), True),
+        ((6, 3, 3), True),
+        ((3, 1, 5), True),
+        ((0, 3, 3), False),
+        ((7, 3, 3), False),
+        ((1, 1, 3), False),
+    ],
+)
+def test_a_brain_beside_a_missing_part(voxel: tuple[int, int, int], is_beside: bool) -> None:
+    region = (slice(2, 6), slice(2, 6), slice(2, 6))
+    volume = np.zeros((2, 8, 8, 6), np.float32)  # which the part ends with, along k
+    assert not _has_neighbours(volume, region)
+    volume[1, *voxel] = 1
+    assert _has_neighbours(volume, region) == is_beside
 
 
 @pytest.mark.slow
