@@ -76,6 +76,7 @@ class AnswerFlags:
         from multiseg.models.devices import resolve_device
 
         is_adapted = checked_adapt(self.adapt)
+        resolve_device(self.device)  # an error before the work; a worker of a cluster resolves "auto" for itself
         if self.fuse and (is_adapted or self.ensemble):
             raise UsageError("--adapt and --ensemble do not take two models that answer as one: leave out --fuse.")
         return PredictOptions(
@@ -83,7 +84,7 @@ class AnswerFlags:
             reference=self.reference,
             overlap=self.overlap,
             headers_disagree=self.headers_disagree,
-            device=str(resolve_device(self.device)),
+            device=self.device,
             adapt=is_adapted,
             branch=self.branch,
             lesion_mask=lesion_mask,

@@ -87,7 +87,7 @@ def predict_command(
         if patient != PatientFlags(dicom_seg=patient.dicom_seg):
             raise UsageError(f"--picture and --lesion-mask are for one patient, but {images[0]} has many.")
         return predict_all(model, images[0], out, options, folder, cohort, overwrite, as_json)
-    if (folder, cohort) != (FolderFlags(), CohortFlags()):
+    if (folder, cohort) not in ((FolderFlags(), CohortFlags()), (FolderFlags(), CohortFlags(workers=1))):
         raise UsageError(
             "--as, --pattern, --modality, --yes, --bids, --workers and --scheduler are for a folder of patients."
         )

@@ -141,7 +141,9 @@ def _stored(url: str, chosen: Chosen) -> StoredCases:
 def _evaluated(run: Path, chosen: Chosen, places: PlaceFlags) -> Cases:
     from multiseg.evaluation.evaluation_result import EvaluateOptions
     from multiseg.evaluation.model_evaluation import store_of_run
+    from multiseg.evaluation.result_folder import ANSWERED
     from multiseg.evaluation.stored_answers import answered
+    from multiseg.models.branch_models import branch_info
     from multiseg.models.saved import load_model, model_path
     from multiseg.viewer.evaluated_cases import EvaluatedCases, about_evaluation, newest_evaluation, read_evaluation
 
@@ -157,9 +159,11 @@ def _evaluated(run: Path, chosen: Chosen, places: PlaceFlags) -> Cases:
     if table is not None and (chosen.case or chosen.databases or chosen.split):
         table = table[(table["database"] + "/" + table["case"]).isin(list(stored.cases))]
 
+    options = EvaluateOptions(overlap=OVERLAP, **about.get(ANSWERED, {}))
+
     def segment(case: Case) -> tuple[LabelSpace, Codes]:
         model = load_model(run)
-        return model.info.space, answered(model, stored.store, case, EvaluateOptions(overlap=OVERLAP))[2]
+        return branch_info(model.info, options.branch).space, answered(model, stored.store, case, options)[2]
 
     return EvaluatedCases(title, stored, table, segment)
 

@@ -74,12 +74,14 @@ def check_adaptable(model: Model) -> TwoBranch:
     """The network of a model that can be adapted.
 
     Raises:
-        UsageError: it is of another kind.
+        UsageError: it is of another kind, or its anatomy branch has not learnt.
     """
     if not isinstance(model.network, TwoBranch):
         raise UsageError(
             f"only a two_branch model can be adapted, but this is a {model.info.builder}: leave out --adapt on."
         )
+    if model.info.parts and "anatomy" not in model.info.parts:
+        raise UsageError("the anatomy branch, which is adapted, has not learnt yet: leave out --adapt on.")
     return model.network
 
 
@@ -152,7 +154,12 @@ def adapting_parameters(network: TwoBranch) -> list[nn.Parameter]:
 def lesion_of(
     model: Model, images: Float[np.ndarray, "modality i j k"], present: Bool[np.ndarray, " modality"], overlap: float
 ) -> Mask:
-    """Where the lesion branch of the model answers a lesion; raises UsageError if the model has none."""
+    """Where the lesion branch of the model answers a lesion; raises UsageError if it has not learnt."""
+    if model.info.parts and "lesion" not in model.info.parts:
+        raise UsageError(
+            "the lesion branch has not learnt yet, so it cannot find the lesion that the model is adapted to: give it "
+            "(predict --lesion-mask), or leave out --adapt on."
+        )
     network, space = check_adaptable(model), branch_space(model.info.space, "lesion")
     probabilities = predict_volume(Branch(network, "lesion"), images, present, model.info.patch, overlap)
     found: Mask = decide(probabilities, space, np.ones(images.shape[1:], dtype=bool)) > 0

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from multiseg.allocator import keep_memory
-from multiseg.errors import DataError, MultisegError, ResourceError
+from multiseg.errors import CheckpointError, DataError, MultisegError, ResourceError
 from multiseg.evaluation.bids_output import sidecars, write_description, write_sidecars
 from multiseg.evaluation.cohort_cases import Cohort, CohortCase
 from multiseg.evaluation.cohort_records import CaseRecord, CohortFolder, digest_of_stored, key_of_run
@@ -222,7 +222,7 @@ def _segment(task: _Task) -> tuple[Outcome, CaseRecord]:
     if task.run.num_threads:
         torch.set_num_threads(task.run.num_threads)
     try:
-        with _in_place(task.run.place):
+        with _in_place(task.run):
             return _segment_unless_done(task)
     except (DataError, ResourceError):
         raise
@@ -239,30 +239,47 @@ def _segment(task: _Task) -> tuple[Outcome, CaseRecord]:
 
 
 @contextmanager
-def _in_place(folder: str) -> Iterator[None]:
-    """On a worker of a cluster: be in this folder, and let the other threads of its process wait.
+def _in_place(run: _Run) -> Iterator[None]:
+    """On a worker of a cluster: be in the folder of the call, and let the other threads of its process wait.
 
     The current folder and the loaded model belong to the whole process.
 
     Raises:
-        ResourceError: the folder is not there.
+        ResourceError: the worker does not see the folder, the model or the output, or sees others there.
     """
-    if not folder:
+    if not run.place:
         yield
         return
     with _ONE_AT_A_TIME:
         before = Path.cwd()
         try:
-            os.chdir(folder)
+            os.chdir(run.place)
         except OSError as error:
-            raise ResourceError(
-                f"the dask worker on {socket.gethostname()} does not see the folder {folder} ({error.strerror}). The "
-                "workers need the model, the source and the output under the same paths as this machine."
-            ) from error
+            raise _not_seen(run.place) from error
         try:
+            _check_seen(run)
             yield
         finally:
             os.chdir(before)
+
+
+def _check_seen(run: _Run) -> None:
+    """Raises ResourceError if the output folder is not that of the run, or its models are others here."""
+    if CohortFolder(run.root).key() != run.key:
+        raise _not_seen(f"{run.root} of this run")
+    try:
+        seen = (*digests_of(run.model, run.options), _brain_digest(run.model, run.options))
+    except (OSError, CheckpointError) as error:
+        raise _not_seen(f"the model {run.model}") from error
+    if seen != (*run.digests, run.brain):
+        raise _not_seen(f"the same model at {run.model}")
+
+
+def _not_seen(what: str) -> ResourceError:
+    return ResourceError(
+        f"the dask worker on {socket.gethostname()} does not see {what}. The workers need the model, the source and "
+        "the output under the same paths as this machine."
+    )
 
 
 def _segment_unless_done(task: _Task) -> tuple[Outcome, CaseRecord]:
@@ -290,6 +307,9 @@ def _segment_unless_done(task: _Task) -> tuple[Outcome, CaseRecord]:
     except Exception:
         _remove(files)  # a part must not pass for the whole
         raise
+    if run.place and folder.key() != run.key:  # this task outlived its call, and another one took the folder
+        _remove(files)
+        raise DataError(f"{run.root} belongs to another run by now.", code="ANOTHER_RUN")
     record = replace(
         started,
         state="done",

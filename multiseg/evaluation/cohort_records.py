@@ -132,6 +132,13 @@ class CohortFolder:
                     f"{self.root / name} {what}, and is kept. Move it away, or pass --overwrite.", code="CHANGED_OUTPUT"
                 )
 
+    def key(self) -> str:
+        """The key of the run that has claimed the folder; "" if none is to be seen."""
+        try:
+            return str(json.loads((self.root / RECORDS / RUN).read_text(encoding="utf-8"))["key"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+
     def claim(self, run: Mapping[str, Any], names: Sequence[str], overwrite: bool) -> None:
         """Make the folder that of a run, which a later command with the same key resumes.
 

@@ -16,7 +16,7 @@ from multiseg.evaluation.comparison import KEY, ScoringOptions
 from multiseg.evaluation.memory_budget import check_memory, memory_bytes
 from multiseg.evaluation.own_metrics import POLICY as OWN_POLICY
 from multiseg.evaluation.reliability import error_changes, expected_and_true, reliability_table
-from multiseg.evaluation.result_folder import PROGRESS, RELIABILITY, check_room
+from multiseg.evaluation.result_folder import ANSWERED, PROGRESS, RELIABILITY, check_room
 from multiseg.evaluation.tables import write_parquet_beside, write_table
 from multiseg.files import write_atomically
 from multiseg.modalities import as_names
@@ -88,6 +88,7 @@ class Evaluation:
         model: the SHA-256 of the model, or a digest of several; "" for files of another program.
         models: the SHA-256 of each model file, if they are several.
         store: the URL or path of the store that the cases are from.
+        answered: how the model answered, where not as `predict` does by default: fields of `EvaluateOptions`.
         scoring: how predictions were scored.
         parts: the evaluations that this one was put together from, by name; empty if it is none of these.
         reliability: the bins of probabilities, see `reliability.reliability_table`; empty for files.
@@ -112,6 +113,7 @@ class Evaluation:
     is_calibrated: bool = False
     models: tuple[str, ...] = ()
     store: str = ""
+    answered: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[str, Evaluation] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -204,6 +206,7 @@ class Evaluation:
             "store": self.store,
             **({"model": self.model} if self.model else {}),
             **({"models": list(self.models)} if self.models else {}),
+            **({ANSWERED: dict(self.answered)} if self.answered else {}),
             "calibration": self.calibration.to_json() if self.calibration else None,
             "calibration_errors": error_changes(self.summary) if self.is_calibrated else [],
             "expected_dice": json.loads(pd.DataFrame(expected_and_true(self.cases)).to_json(orient="records")),

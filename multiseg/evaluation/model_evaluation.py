@@ -90,7 +90,7 @@ def evaluate(
     place = store.url if is_remote(store.url) else str(local_path(store.url).resolve())
     digest = _digest(run)
     # What an older multiseg began without a branch is resumed.
-    branch = (options.branch,) if options.branch else ()
+    branch = (model.branch,) if model.branch else ()
     identity = (digest, place, options, options.scoring.definitions, COLUMNS, identity_of(own), *branch)
     if folder:
         check_room(folder, key_of(*identity), overwrite)
@@ -125,6 +125,10 @@ def evaluate(
         is_calibrated=model.is_calibrated,
         models=tuple(map(_file_digest, model.files)) if len(model.files) > 1 else (),
         store=place,
+        answered={
+            **({"branch": model.branch} if model.branch else {}),
+            **({name: True for name in ("adapt", "tta") if getattr(options, name)}),
+        },
     )
 
 
@@ -157,7 +161,9 @@ def _with_learnt(model: Voters, case: Case, row: Mapping[str, Any]) -> dict[str,
 
 def _voters_of(run: Path | str | Model | Voters, device: str, branch: str) -> Voters:
     if isinstance(run, Voters):
-        return replace(run, branch=branch)
+        if run.branch and branch not in ("", run.branch):
+            raise UsageError(f"these models were loaded for the branch {run.branch}, not for {branch}: name one.")
+        return replace(run, branch=branch or run.branch)
     return Voters((run if isinstance(run, Model) else load_model(run, device),), branch=branch)
 
 
@@ -223,8 +229,10 @@ def _why_skipped(model: Voters, store: Store, case: Case, options: EvaluateOptio
         return reason
     if not model.info.usable(case.modalities):
         return f"it has only {', '.join(case.modalities)}, which the model was not trained on"
-    if not chosen_subsets(subsets, model.info.usable(case.modalities)):
-        return f"it has no complete subset of {subsets} that the model knows, only {', '.join(case.modalities)}"
+    if not model.sees(model.info.usable(case.modalities)):
+        return f"it has only {', '.join(case.modalities)}, of which the anatomy branch sees none"
+    if not any(map(model.sees, chosen_subsets(subsets, model.info.usable(case.modalities)))):
+        return f"it has no complete subset of {subsets} that what answers sees, only {', '.join(case.modalities)}"
     return ""
 
 

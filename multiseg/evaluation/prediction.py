@@ -158,6 +158,7 @@ def predict_case(voters: Voters, files: CaseFiles, outputs: Outputs, options: Pr
         UsageError, ModalityError, SourceError: as `predict`.
     """
     usable = usable_for_all(voters.infos, tuple(files.images), options.reference)
+    voters.check_sees(usable)
     reference = options.reference or next(iter(files.images))
     target = seg_target(files.images[reference], options.dicom_seg) if options.dicom_seg else None
     rule = "file" if files.brain_mask else brain_rule(options.brain_mask)[0]
@@ -199,6 +200,7 @@ def predict_stored(
         StoreError: its files in the store are damaged.
     """
     usable = usable_for_all(voters.infos, case.modalities, "")
+    voters.check_sees(usable)
     prediction = _predict_prepared(voters, as_prepared(database, case, usable), usable, outputs, options)
     left_out = tuple(name for name in case.modalities if name not in usable)
     return replace(prediction, left_out=left_out, doubts=_recipe_doubts(voters, database) + prediction.doubts)
@@ -236,7 +238,7 @@ def _predict_prepared(
     scans = zip(prepared.modalities, prepared.content, strict=True)
     learnt = {name: how_any_learnt(voters.models, digest) for name, digest in scans if name in usable}
     expected = dict(zip(voters.space.names, answer.expected_dice, strict=True))
-    doubts = learnt_doubts(learnt) + blind_doubts(voters.models, shown) + look_doubts(voters, expected)
+    doubts = learnt_doubts(learnt) + blind_doubts(voters, shown) + look_doubts(voters, expected)
     doubts += contrast_doubts(voters.models, prepared)
     return Prediction(
         path=outputs.segmentation,

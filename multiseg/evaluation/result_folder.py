@@ -14,6 +14,8 @@ Rows: TypeAlias = list[dict[str, Any]]
 PROGRESS = "progress.jsonl"
 TABLES = ("cases.csv", "summary.csv", "reliability.csv", "cases.parquet", "summary.parquet", "reliability.parquet")
 SUMMARY, MONTAGE, RELIABILITY = "summary.json", "montage.png", "reliability.png"
+ANSWERED = "answered"
+"""Key of summary.json, see `Evaluation.answered`."""
 
 
 def key_of(*identity: object) -> str:

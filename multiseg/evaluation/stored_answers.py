@@ -77,8 +77,8 @@ class CaseAnswer:
 
 
 def answers(model: Voters, loaded: LoadedCase, options: EvaluateOptions) -> Iterator[CaseAnswer]:
-    """The answers to a case from the chosen subsets of its sequences."""
-    for subset in chosen_subsets(options.subsets, loaded.usable):
+    """The answers to a case from those chosen subsets of its sequences of which the models see something."""
+    for subset in filter(model.sees, chosen_subsets(options.subsets, loaded.usable)):
         yield answer_to(model, loaded, subset, options)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, reduce
 from operator import or_
@@ -106,6 +106,16 @@ class Voters:
         learnt = [model.learnt for model in self.models]
         known = [one for one in learnt if one is not None]
         return reduce(or_, known) if len(known) == len(learnt) else None
+
+    def sees(self, names: Collection[str]) -> bool:
+        """Whether what answers sees one of these sequences, which the models know: an anatomy branch sees few."""
+        return self.branch != "anatomy" or all(set(names) & set(anatomy_sequences(model)) for model in self.models)
+
+    def check_sees(self, names: Sequence[str]) -> None:
+        """Raises ModalityError if what answers sees none of these sequences."""
+        if not self.sees(names):
+            seen = ", ".join(anatomy_sequences(self.models[0]))
+            raise ModalityError(f"the anatomy branch sees {seen} alone, but was given {', '.join(names)}. Give {seen}.")
 
     @property
     def space(self) -> LabelSpace:
@@ -250,14 +260,20 @@ def contrast_doubts(voters: Sequence[Model], prepared: PreparedCase) -> tuple[Do
     return tuple(doubts)
 
 
-def blind_doubts(voters: Sequence[Model], shown: Shown) -> tuple[Doubt, ...]:
+def anatomy_sequences(model: Model) -> tuple[str, ...]:
+    """The sequences that the anatomy branch of a two_branch model sees."""
+    network = model.network
+    return tuple(model.info.axis[n] for n in network.anatomy_channels) if isinstance(network, TwoBranch) else ()
+
+
+def blind_doubts(voters: Voters, shown: Shown) -> tuple[Doubt, ...]:
     """A doubt for each anatomy branch of a two_branch model that sees nothing; equal ones once."""
     doubts = []
-    for model in voters:
+    for model in voters.models if voters.branch != "lesion" else ():
         network, present = model.network, shown.on(model.info.axis).present
         if not isinstance(network, TwoBranch) or present[list(network.anatomy_channels)].any():
             continue
-        names = ", ".join(model.info.axis[channel] for channel in network.anatomy_channels)
+        names = ", ".join(anatomy_sequences(model))
         text = f"{names} is missing, from which the model segments tissues: do not use its tissues. Give {names}."
         doubts.append(Doubt(Severity.WARNING, "NO_ANATOMY_SEQUENCE", text))
     return tuple(dict.fromkeys(doubts))

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from multiseg.errors import UsageError
-from multiseg.evaluation.result_folder import SUMMARY
+from multiseg.evaluation.result_folder import ANSWERED, SUMMARY
 from multiseg.export.licences import UNKNOWN, Terms, licence_of, together
 from multiseg.models.saved import ModelInfo
 from multiseg.shown import line
@@ -52,7 +52,11 @@ def results_in(folder: Path, model_sha256: str) -> Results:
                 stale.append(summary.parent.name)
                 continue
             rows = [_row(row) for row in content["summary"]]
-            table = {"title": summary.parent.name, "rows": rows, "policy": str(content["empty_mask_policy"])}
+            how = ", ".join(
+                f"{name} {value}".removesuffix(" True") for name, value in content.get(ANSWERED, {}).items()
+            )
+            title = f"{summary.parent.name} ({how})" if how else summary.parent.name
+            table = {"title": title, "rows": rows, "policy": str(content["empty_mask_policy"])}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"{summary} cannot be read ({error!r}). Evaluate again, or move it away.") from error
         tables.append(table)

@@ -78,7 +78,7 @@ class ModelInfo:
     ancestry: tuple[Mapping[str, Any], ...] = ()
     background: str = "zero"
     calibration: Calibration | None = None
-    parts: tuple[str, ...] = ()
+    parts: tuple[str, ...] = field(default=(), repr=False)  # texts of infos name kept calibrations
 
     def __post_init__(self) -> None:
         if self.background not in BACKGROUNDS:

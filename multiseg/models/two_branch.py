@@ -31,7 +31,7 @@ PASTED = "pasted"
 """The lesions of one branch over the tissues of the other."""
 PARTS = ("anatomy", "lesion", "attention", "head")
 ANSWERED_BY: dict[str, tuple[str, ...]] = {
-    "": ("attention", "head"),
+    "": PARTS,
     "anatomy": ("anatomy",),
     "lesion": ("lesion",),
     PASTED: ("anatomy", "lesion"),

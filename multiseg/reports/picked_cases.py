@@ -9,7 +9,7 @@ import numpy as np
 from multiseg.errors import MultisegError, UsageError
 from multiseg.evaluation.evaluation_result import EvaluateOptions
 from multiseg.evaluation.stored_answers import answered
-from multiseg.models.branch_models import check_learnt
+from multiseg.models.branch_models import branch_info
 from multiseg.models.saved import Model, load_model, model_path
 from multiseg.pages.page import Section, Volume, Volumes
 from multiseg.reports.case_slices import case_volume
@@ -33,6 +33,7 @@ def picked_cases(runs: Sequence[RunRecord], device: str) -> Section:
     """The worst, the median and the best case of the first evaluation."""
     chooser = next(run for run in runs if run.evaluations)
     picked = pick_cases(chooser.evaluations[0])
+    options = EvaluateOptions(overlap=0.5, **chooser.evaluations[0].answered)
     url = str(chooser.evaluations[0].about.get("store", ""))
     try:
         store = open_store(url)
@@ -41,13 +42,13 @@ def picked_cases(runs: Sequence[RunRecord], device: str) -> Section:
     models = {run.name: load_model(model_path(run.folder), device) for run in runs}
     try:
         for model in models.values():
-            check_learnt(model.info)
+            branch_info(model.info, options.branch)
     except UsageError as error:
         return Section(TITLE, [], f"The cases are not drawn: {error}")
     most = max(12, MOST_SLICES // len(runs))
     parts = []
     for kind, (case, dice) in picked.items():
-        volumes = [_volume(models[run.name], store, case, f"{case}, {run.name}", most) for run in runs]
+        volumes = [_volume(models[run.name], store, case, f"{case}, {run.name}", options, most) for run in runs]
         shown = [volume for volume in volumes if volume is not None]
         parts.append(Volumes(shown, f"{kind.capitalize()}: {case}, Dice {dice:.2f}"))
     note = NOTE if chooser.evaluations[0].is_current else f"{NOTE} {OLDER}"
@@ -72,15 +73,17 @@ def pick_cases(evaluation: EvaluationRecord) -> dict[str, tuple[str, float]]:
     return picked
 
 
-def _volume(model: Model, store: Store, name: str, caption: str, most_slices: int) -> Volume | None:
+def _volume(
+    model: Model, store: Store, name: str, caption: str, options: EvaluateOptions, most_slices: int
+) -> Volume | None:
     """The slices of a case over one of its sequences; None if the store lacks it or the model cannot read it."""
     database, _, case_name = name.partition("/")
     case = store[database][case_name] if database in store.databases else None
     if case is None or store.spacing_mm != model.info.spacing_mm or not model.info.usable(case.modalities):
         return None
-    images, truth, codes = answered(model, store, case, EvaluateOptions(overlap=0.5))
+    images, truth, codes = answered(model, store, case, options)
     sequence = next((name for name in DRAWN_FIRST if name in images), next(iter(images)))
     return case_volume(
         f"{caption} ({sequence})", images[sequence].astype(np.float32), truth.target, codes,
-        len(model.info.space.names), store.spacing_mm, most_slices,
+        len(branch_info(model.info, options.branch).space.names), store.spacing_mm, most_slices,
     )  # fmt: skip

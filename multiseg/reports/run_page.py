@@ -85,14 +85,14 @@ def _best(run: RunRecord) -> str:
 
 
 def _held_out(run: RunRecord) -> str:
-    """The mean Dice of the first evaluation over cases and structures, each case with all its sequences."""
-    rows = run.evaluations[0].held_out if run.evaluations else pd.DataFrame()
+    """The mean Dice of the first evaluation of this model over cases and structures, each with its largest subset."""
+    rows = next((one.held_out for one in run.evaluations if one.is_current and not one.answered), pd.DataFrame())
     if not len(rows):
         return "not evaluated"
     keys = ["database", "case"]
     rows = rows[rows["num_modalities"] == rows.groupby(keys)["num_modalities"].transform("max")]
     num_cases = len(rows[keys].drop_duplicates())
-    return f"{_number(rows['dice'].mean())}, mean of {num_cases} cases with all their sequences"
+    return f"{_number(rows['dice'].mean())}, mean of {num_cases} cases with the most sequences that were evaluated"
 
 
 def _data(run: RunRecord, runs: Sequence[RunRecord]) -> Table:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from multiseg.commands_log import read_commands
 from multiseg.errors import UsageError
-from multiseg.evaluation.result_folder import SUMMARY
+from multiseg.evaluation.result_folder import ANSWERED, SUMMARY
 from multiseg.evaluation.tables import read_table
 from multiseg.models.learnt_scans import NOT_LEARNT
 from multiseg.models.saved import ModelInfo, model_path, read_info
@@ -45,6 +45,11 @@ class EvaluationRecord:
     @property
     def name(self) -> str:
         return self.folder.name
+
+    @property
+    def answered(self) -> Mapping[str, Any]:
+        """How the model answered, see `Evaluation.answered`; empty if as `predict` does by default."""
+        return dict(self.about.get(ANSWERED, {}))
 
     @property
     def held_out(self) -> pd.DataFrame:

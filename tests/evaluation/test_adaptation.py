@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from multiseg.cli.app import run
-from multiseg.errors import ModalityError, UsageError
+from multiseg.errors import DataError, ModalityError, UsageError
 from multiseg.evaluation import adaptation
 from multiseg.evaluation.adaptation import AdaptOptions, adapted, adapting_parameters, lesion_of
 from multiseg.evaluation.decision import majority
@@ -20,6 +20,7 @@ from multiseg.evaluation.model_evaluation import evaluate
 from multiseg.evaluation.prediction import predict
 from multiseg.evaluation.prediction_inputs import PredictOptions
 from multiseg.evaluation.tables import read_table
+from multiseg.evaluation.voting import Voters
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import build
@@ -349,3 +350,35 @@ def test_a_branch_is_what_a_prediction_answers(files: dict[str, Path], tmp_path:
     save_model(files["model"], network, replace(model_of().info, parts=("anatomy",)))
     with pytest.raises(UsageError, match="only anatomy has learnt so far"):
         predict(files["model"], scans, tmp_path / "b.nii.gz")
+    # The lesion would be found by weights as they were drawn.
+    with pytest.raises(UsageError, match=r"the lesion branch has not learnt yet.*--lesion-mask"):
+        predict(files["model"], scans, tmp_path / "b.nii.gz", PredictOptions(branch="anatomy", adapt=True))
+    save_model(files["model"], network, replace(model_of().info, parts=("lesion",)))
+    with pytest.raises(UsageError, match="the anatomy branch, which is adapted, has not learnt yet"):
+        predict(files["model"], scans, tmp_path / "b.nii.gz", PredictOptions(branch="lesion", adapt=True))
+
+
+def test_a_branch_answers_only_to_what_it_sees(files: dict[str, Path], tmp_path: Path) -> None:
+    flair = {"FLAIR": files["FLAIR"]}
+    with pytest.raises(ModalityError, match=r"the anatomy branch sees T1 alone, but was given FLAIR\. Give T1"):
+        predict(files["model"], flair, tmp_path / "a.nii.gz", PredictOptions(branch="anatomy"))
+    result = predict(files["model"], flair, tmp_path / "b.nii.gz", PredictOptions(branch="lesion"))
+    assert "NO_ANATOMY_SEQUENCE" not in [doubt.code for doubt in result.doubts]
+
+
+@pytest.mark.slow
+def test_an_evaluation_of_a_branch_says_so_and_leaves_out_what_it_does_not_see(store_url: str, tmp_path: Path) -> None:
+    saved_for_a_store(tmp_path / "m.safetensors")
+    options = EvaluateOptions("test", "alder", "FLAIR,FLAIR+T1", overlap=0.0, branch="anatomy")
+    found = evaluate(tmp_path / "m.safetensors", store_url, options)
+    assert set(found.cases["modalities"]) == {"FLAIR+T1"}
+    assert found.to_json()["answered"] == {"branch": "anatomy"}
+    # Models that were loaded for a branch keep it.
+    loaded = replace(Voters((load_model(tmp_path / "m.safetensors"),)), branch="anatomy")
+    again = evaluate(loaded, store_url, replace(options, branch=""))
+    assert again.answered == {"branch": "anatomy"}
+    pd.testing.assert_frame_equal(again.cases, found.cases)
+    with pytest.raises(UsageError, match="loaded for the branch anatomy, not for lesion"):
+        evaluate(loaded, store_url, replace(options, branch="lesion"))
+    with pytest.raises(DataError, match="no complete subset of FLAIR that what answers sees"):
+        evaluate(loaded, store_url, replace(options, subsets="FLAIR"))

@@ -4,6 +4,7 @@ import csv
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -17,7 +18,9 @@ from scipy import ndimage
 
 from multiseg.cli.app import run
 from multiseg.errors import ResourceError
-from multiseg.evaluation.cohort import _in_place
+from multiseg.evaluation.cohort import _in_place, _Run, digests_of
+from multiseg.evaluation.cohort_records import CohortFolder
+from multiseg.evaluation.prediction_inputs import PredictOptions
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import multi_unet
@@ -311,12 +314,27 @@ def test_a_cluster_gives_the_same_files(done: list[str], tmp_path: Path, monkeyp
         assert path.read_bytes() == (tmp_path / "away" / path.relative_to(tmp_path / "out")).read_bytes()
 
 
-def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ResourceError, match=r"does not see the folder .*gone"), _in_place(str(tmp_path / "gone")):
-        pass
-    with _in_place(str(tmp_path)):
+@pytest.mark.slow
+def test_a_worker_that_does_not_see_what_the_call_sees_says_so(done: list[str], tmp_path: Path) -> None:
+    """Otherwise it would write elsewhere, or another model would answer."""
+    out, model = tmp_path / "out", Path(done[1])
+    key = CohortFolder(out).key()
+    task = _Run(str(model), PredictOptions(), digests_of(model, PredictOptions()), out, key, None, False, "", "call")
+    with _in_place(task):
+        assert Path.cwd() != tmp_path
+    here = replace(task, place=str(tmp_path))
+    with _in_place(here):
         assert Path.cwd() == tmp_path
     assert Path.cwd() != tmp_path
+    for unseen, what in (
+        (replace(here, place=str(tmp_path / "gone")), "gone"),
+        (replace(here, root=tmp_path / "elsewhere"), "elsewhere of this run"),
+        (replace(here, key="of another run"), "out of this run"),
+        (replace(here, digests=("another",)), "the same model"),
+        (replace(here, model=str(tmp_path / "none.safetensors")), "the model .*none"),
+    ):
+        with pytest.raises(ResourceError, match=f"does not see .*{what}"), _in_place(unseen):
+            pass
 
 
 def test_cases_of_a_manifest_are_apart_by_database(model: Path, source: Path, tmp_path: Path) -> None:

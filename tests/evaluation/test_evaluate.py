@@ -137,7 +137,7 @@ def test_a_case_without_a_usable_sequence_is_skipped_and_said(
 def test_what_cannot_be_evaluated_is_refused(saved: Path, store_url: str) -> None:
     with pytest.raises(UsageError, match=r"no run\.toml that names a store"):
         evaluate(saved)
-    with pytest.raises(DataError, match=r"no complete subset of T2,T2\+T1 that the model knows, only FLAIR, T1"):
+    with pytest.raises(DataError, match=r"no complete subset of T2,T2\+T1 that what answers sees, only FLAIR, T1"):
         evaluate(saved, store_url, EvaluateOptions(split="", databases=("dogwood",), subsets="T2,T2+T1"))
     with pytest.raises(UsageError, match=r"subsets is 'some', but .* give one of all, full"):
         evaluate(saved, store_url, EvaluateOptions(subsets="some"))

@@ -61,6 +61,9 @@ def test_what_has_not_learnt_does_not_answer() -> None:
     with pytest.raises(UsageError, match=r"only anatomy has learnt .* needs lesion, too.* --branch anatomy\."):
         branch_info(replace(info, parts=("anatomy",)), "pasted")
     check_learnt(replace(info, parts=()))
+    with pytest.raises(UsageError, match="needs lesion, too"):  # the fusion reads both branches
+        check_learnt(replace(info, parts=("anatomy", "attention", "head")))
+    assert repr(info) == repr(replace(info, parts=()))  # calibrations that are kept name it by its text
     with pytest.raises(UsageError, match="no branch 'tissue': give one of anatomy, lesion, pasted"):
         branch_info(info, "tissue")
     with pytest.raises(UsageError, match="only a two_branch model has branches, but this is a multi_unet"):

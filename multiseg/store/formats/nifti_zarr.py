@@ -124,12 +124,23 @@ def _level(path: Path, group: zarr.Group) -> tuple[str, tuple[str, ...]]:
     attributes: Any = dict(group.attrs)
     try:
         scales = (attributes.get("ome") or attributes)["multiscales"][0]
-        # From OME-Zarr 0.6 on, the axes are those of coordinate systems, of which the first is that of the array.
-        named = scales["axes"] if "axes" in scales else scales["coordinateSystems"][0]["axes"]
-        axes = tuple(str(axis["name"]).lower() for axis in named)
+        axes = tuple(str(axis["name"]).lower() for axis in _axes(scales))
         return str(scales["datasets"][0]["path"]), axes
     except (KeyError, IndexError, TypeError) as error:
         raise _damaged(path, f"its OME metadata (multiscales) are incomplete: {error!r}") from error
+
+
+def _axes(scales: Any) -> Any:
+    """The axes of the array: from OME-Zarr 0.6 on, those of the coordinate system that its transformation leads to.
+
+    Raises:
+        KeyError, IndexError, TypeError: they are not there.
+    """
+    if "axes" in scales:
+        return scales["axes"]
+    output = scales["datasets"][0]["coordinateTransformations"][0]["output"]
+    name = output["name"] if isinstance(output, dict) else output
+    return {system["name"]: system["axes"] for system in scales["coordinateSystems"]}[name]
 
 
 def _single(path: Path, header: bytes) -> bytes:

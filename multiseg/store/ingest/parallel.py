@@ -169,6 +169,10 @@ class _Pool(Generic[Task, Result]):
         except self.death_errors:
             self.is_broken = True
             return None
+        except Exception as error:
+            if type(error).__name__ == "ClosedClientError":  # of dask, which may not be installed
+                raise _gone(self.workers) from error
+            raise
 
     def _has_free_worker(self) -> bool:
         # Unfetched results occupy no worker, but would pile up if the consumer is slow: limit them too.

@@ -68,13 +68,15 @@ def test_it_is_the_nifti_file_that_it_was(tmp_path: Path, dtype: str, options: d
 
 
 def test_axes_of_ome_zarr_0_6(tmp_path: Path) -> None:
-    """They stand in coordinate systems, the array's first, and not beside the datasets."""
+    """They are those of the coordinate system that the array's transformation leads to, wherever it stands."""
     file, into = converted(tmp_path, image_of("int16"))
     metadata = json.loads((into / "zarr.json").read_text())
     (scales,) = metadata["attributes"]["ome"]["multiscales"]
     if "axes" in scales:
         axes = scales.pop("axes")
-        scales["coordinateSystems"] = [{"name": name, "axes": axes} for name in ("intrinsic", "nifti:sform")]
+        others = [{"name": "world", "axes": axes[::-1]}, {"name": "intrinsic", "axes": axes}]
+        scales["coordinateSystems"] = others
+        scales["datasets"][0]["coordinateTransformations"][0]["output"] = {"name": "intrinsic"}
         (into / "zarr.json").write_text(json.dumps(metadata))
     np.testing.assert_array_equal(read_volume(into).voxels, read_volume(file).voxels)
     scales["coordinateSystems"] = []
