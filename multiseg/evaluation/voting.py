@@ -224,7 +224,7 @@ def how_any_learnt(voters: Sequence[Model], digest: str) -> str:
 
 def learnt_doubts(learnt: Mapping[str, str]) -> tuple[Doubt, ...]:
     doubts = []
-    for kind, verb in ((TRAIN, "was trained on"), (VAL, "was chosen by (validation)")):
+    for kind, verb in ((TRAIN, "was trained on"), (VAL, "was chosen by validations on")):
         names = ", ".join(name for name in learnt if learnt[name] == kind)
         if names:
             text = f"the model {verb} this same scan of {names}: the result says nothing about new patients."

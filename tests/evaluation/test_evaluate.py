@@ -361,7 +361,7 @@ def test_predict_says_that_the_model_has_learnt_from_this_scan(
     said = [doubt.message for doubt in result.doubts if doubt.code == "LEARNT_FROM"]
     assert len(said) == 2
     assert "was trained on this same scan of FLAIR" in said[0]
-    assert "was chosen by (validation) this same scan of T1" in said[1]
+    assert "was chosen by validations on this same scan of T1" in said[1]
 
     save_model(saved, network, info())
     arguments = ["predict", str(saved), f"FLAIR={images['FLAIR']}", "-o", str(tmp_path / "two.nii.gz")]

@@ -10,7 +10,7 @@ from multiseg.cli.app import run
 from multiseg.errors import LabelError, UsageError
 from multiseg.store.sources.pattern_source import PatternSource, find_database
 from multiseg.store.sources.recognise import find_source
-from multiseg.store.sources.source_types import DatabaseFiles, SourceOptions
+from multiseg.store.sources.source_types import SKIP, DatabaseFiles, Role, SourceOptions, without_skipped_labels
 
 
 def images(files: DatabaseFiles) -> dict[str, dict[str, str]]:
@@ -343,3 +343,14 @@ def test_an_image_called_brain_is_no_mask(head, tmp_path: Path) -> None:
     files = find_source(root, SourceOptions(allow_unlabelled=True))
     assert [case.brain_mask for case in files.cases] == [None] * 4
     assert files.brain_mask == "nonzero"
+
+
+@pytest.mark.parametrize(
+    ("labels", "kept"),
+    [([("lesion", "gt")], []), ([("lesion", "gt"), ("lesion", "")], ["gt"]), ([("wmh", "")], ["wmh"])],
+)
+def test_a_skipped_name_is_a_spelling_first(labels: list[tuple[str, str]], kept: list[str]) -> None:
+    """`lesion:skip` leaves out what files call lesion, or, if none does, the annotation."""
+    roles = [Role("P1", "label", name, Path(spelling or name), spelling=spelling) for name, spelling in labels]
+    found = without_skipped_labels(roles, {"lesion": SKIP})
+    assert [role.spelling or role.name for role in found] == kept
