@@ -25,6 +25,7 @@ import zarr
 from commands import Command
 from json_documents import checked
 from servers import Line, PlainFiles, far_from, free_port, serving, wait_until
+from zarr.core.sync import sync
 
 from multiseg import lease
 from multiseg.cli.app import run
@@ -291,6 +292,20 @@ def see_refreshed_and_end(url: str, end: BaseException) -> None:
     with pytest.raises(ResourceError, match="another process is writing"), locked(url):
         pass
     raise end
+
+
+def test_a_writer_that_lost_its_hold_deletes_nothing(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost() -> None:
+        raise ResourceError("lost")
+
+    obstore.put(connect(bucket), "a", b"data")
+    monkeypatch.setattr(remote, "FENCE_SECONDS", 0)
+    store = remote.RemoteStore(bucket, False, lost)
+    for _ in range(2):  # at once, and from the buffer of small objects
+        with pytest.raises(ResourceError, match="lost"):
+            sync(store.delete("a"))
+        store.gather()
+    assert keys(bucket) == ["a"]
 
 
 @pytest.mark.slow
