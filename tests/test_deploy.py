@@ -148,6 +148,10 @@ def test_the_container_installs_pinned_versions_alone() -> None:
     for step in installs:
         assert "--no-deps" in step or "--require-hashes" in step or "--constraint constraints.txt" in step, step
     (torch,) = [step for step in installs if "torch==" in step]
+    # No package comes from two indexes, where either could put something else under its name.
+    assert [step for step in installs if "index-url" in step] == [torch]
+    assert "--extra-index-url" not in torch
+    assert "--no-deps" in torch  # the other packages that it needs have pinned versions, which its index need not have
     script = re.search(r"\$\((.*)\)", torch)
     assert script is not None
     printed = subprocess.run(["sh", "-c", script[1]], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)

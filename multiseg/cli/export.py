@@ -29,7 +29,8 @@ def export_command(
 ) -> int:
     """Write a model in the forms of other programs: its network as ONNX, and the colours of its labels.
 
-    The ONNX file is compared with the network before it is written. It needs: pip install "multiseg[onnx]".
+    The ONNX file is compared with the network before it is written. It needs the extra onnx:
+    see docs/install.md.
 
     Examples:
 

@@ -31,7 +31,7 @@ MACHINE: Mapping[str, Look] = {
     "temporary files": machine.temporary_files,
 }
 """The checks that need no place of work."""
-BROKEN = "Repair or reinstall what the message names: pip install --force-reinstall multiseg, in a new environment."
+BROKEN = "Repair what the message names, or install multiseg again from its folder or wheel, in a new environment."
 
 
 def examine(folder: Path, store: str = "", on_check: OnCheck = lambda done, total, name: None) -> tuple[Check, ...]:

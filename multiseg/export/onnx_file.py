@@ -101,7 +101,8 @@ def _packages() -> Any:
         import onnxruntime
     except ImportError as error:
         raise UsageError(
-            f'--onnx needs packages that are not installed ({error}): pip install "multiseg[onnx]".'
+            f"--onnx needs packages that are not installed ({error}). Install them in the folder of multiseg "
+            "with: pip install '.[onnx]'."
         ) from error
     return onnxruntime
 

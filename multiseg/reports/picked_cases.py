@@ -23,7 +23,7 @@ DRAWN_FIRST = ("FLAIR", "DWI", "T1c")
 PICKED = ("worst", "median", "best")
 TITLE = "Worst, median and best case"
 NOTE = (
-    "By mean Dice with all their sequences. Left: the image, or the truth in colours. Right: truth (blue) and answer "
+    "By mean Dice with all their sequences. Left: the image, or the truth in colours. Right: truth (cyan) and answer "
     "(orange) outlined, or the answer in colours. Front is up, the patient's left is on the right."
 )
 OLDER = "The Dice is that of an older model; the pictures are of the model that the folder holds now."

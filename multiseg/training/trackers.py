@@ -140,8 +140,8 @@ def check_trackers(options: TrackOptions) -> None:
             raise UsageError(f"track.to names {name!r}: give {', '.join(TRACKERS)}, both or none.")
         if find_spec(name) is None:
             raise UsageError(
-                f"track.to names {name}, which is not installed: pip install 'multiseg[{name}]', or leave it out of "
-                "[track]."
+                f"track.to names {name}, which is not installed. Install it in the folder of multiseg with: "
+                f"pip install '.[{name}]', or leave it out of [track]."
             )
     if options.mode not in ("offline", "online"):
         raise UsageError(f"track.mode is {options.mode!r}: give offline or online.")

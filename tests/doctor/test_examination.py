@@ -83,7 +83,7 @@ def test_a_damaged_database_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (StoreError("the store is bad."), "the store is bad.", "Do what the message says."),
         (OSError(errno.ENOSPC, "no room"), "[Errno 28] no room", "Free some disk space."),
-        (ImportError("libcudart.so.12"), "ImportError: libcudart.so.12", "Repair or reinstall"),
+        (ImportError("libcudart.so.12"), "ImportError: libcudart.so.12", "Repair what the message names"),
     ],
 )
 def test_a_check_that_fails_is_a_result(error: Exception, found: str, advice: str) -> None:

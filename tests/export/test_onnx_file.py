@@ -84,7 +84,7 @@ def test_without_the_packages_the_command_to_install_them_is_named(
         return original(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(UsageError, match=r"No module named 'onnx'.*pip install \"multiseg\[onnx\]\""):
+    with pytest.raises(UsageError, match=r"No module named 'onnx'.*pip install '\.\[onnx\]'"):
         export_onnx(model_of("multi_unet"), tmp_path / "model.onnx")
 
 

@@ -206,5 +206,5 @@ def test_unknown_settings(options, said):
 @pytest.mark.parametrize("name", ["mlflow", "wandb"])
 def test_a_missing_package_is_told_before_the_training(name, monkeypatch):
     monkeypatch.setattr("multiseg.training.trackers.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=rf"{name}, which is not installed: pip install 'multiseg\[{name}\]'"):
+    with pytest.raises(UsageError, match=rf"{name}, which is not installed\. .*: pip install '\.\[{name}\]'"):
         check_trackers(TrackOptions((name,)))

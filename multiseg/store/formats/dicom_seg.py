@@ -41,7 +41,8 @@ def check_installed() -> None:
         import highdicom  # noqa: F401
     except ImportError as error:
         raise UsageError(
-            f'--dicom-seg needs packages that are not installed ({error}): pip install "multiseg[dicom]".'
+            f"--dicom-seg needs packages that are not installed ({error}). Install them in the folder of multiseg "
+            "with: pip install '.[dicom]'."
         ) from error
 
 

@@ -307,8 +307,10 @@ def _make_executor(workers: Workers, num: int) -> Executor:
     try:
         from distributed import Client
     except ImportError as error:
-        message = f"a cluster needs dask.distributed ({error}). Install it with: pip install 'multiseg[cluster]'."
-        raise UsageError(message) from error
+        raise UsageError(
+            f"a cluster needs dask.distributed ({error}). Install it in the folder of multiseg with: "
+            "pip install '.[cluster]'."
+        ) from error
     try:
         client: Any = Client(workers.kind, timeout=CLUSTER_TIMEOUT_S, set_as_default=False)  # type: ignore[no-untyped-call]
         executor: Executor = client.get_executor(pure=False)
