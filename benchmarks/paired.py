@@ -47,7 +47,7 @@ def report(what: str, against: str, found: list[float]) -> None:
 
 def phantom_store(spacing_mm: float) -> Store:
     """Two hospitals of four synthetic patients at this voxel size, made once."""
-    folder = Path(gettempdir()) / "multiseg-benchmarks"
+    folder = Path(gettempdir()) / "multiseg-benchmarks" / "phantoms"
     url = str(folder / f"{spacing_mm:g}mm.zarr")
     manifest = folder / "manifest.toml"
     if not manifest.exists():
