@@ -181,7 +181,8 @@ class _Gathering:
                 if self._lacks(case, name)
             ]
             if not labels and not missing:
-                missing.append(("MISSING_FILE", "has no label. Add it, or use --allow-unlabelled; predict needs no labels."))
+                what = "has no label. Add it, or use --allow-unlabelled; predict needs no labels."
+                missing.append(("MISSING_FILE", what))
         if lacks_mask:
             what = "has no brain mask, but other cases have one. Add it, or use --brain-mask nonzero."
             missing.append(("MISSING_FILE", what))
