@@ -109,12 +109,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
     message = ""
     try:
-        code = (
-            refuse_empty(get_command(build_app(*arguments[:1])))(
-                list(arguments), standalone_mode=False, obj=tuple(arguments)
-            )
-            or 0
-        )
+        command = refuse_empty(get_command(build_app(*arguments[:1])))
+        code = command(list(arguments), standalone_mode=False, obj=tuple(arguments)) or 0
         if code == 130:  # typer turns Ctrl-C into this
             message = interruption_message(arguments)
     except click.ClickException as error:

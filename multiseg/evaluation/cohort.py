@@ -308,7 +308,9 @@ def _segment_unless_done(task: _Task) -> tuple[Outcome, CaseRecord]:
         _remove(files)  # a part must not pass for the whole
         raise
     if run.place and folder.key() != run.key:  # this task outlived its call, and another one took the folder
-        _remove(files)
+        newer = folder.read(case.name)
+        if newer is None or not folder.is_whole(newer):
+            _remove(files)
         raise DataError(f"{run.root} belongs to another run by now.", code="ANOTHER_RUN")
     record = replace(
         started,

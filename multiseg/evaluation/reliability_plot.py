@@ -84,7 +84,7 @@ def _draw_structure(upper: Axes, lower: Axes, rows: pd.DataFrame, label: str) ->
     counts = made.groupby("from")["num_voxels"].sum()
     width = float((made["to"] - made["from"]).iloc[0])
     lower.bar(counts.index + width / 2, counts, width=width * 0.86, color=_INK, alpha=0.75)
-    upper.set(xlim=(0, 1), ylim=(0, 1))
+    upper.set(xlim=(0, 1), ylim=(0, 1.02))  # markers at 1 are whole
     upper.set_ylabel("share of true voxels", size=8.5, color=_INK)
     upper.set_title(label, size=11, color=_INK, loc="left", pad=6)
     upper.tick_params(labelbottom=False)

@@ -1,11 +1,13 @@
 """A cohort is segmented case by case: resumable, one bad case stops no other, and its tables are what its masks are."""
 
 import csv
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -18,8 +20,9 @@ from scipy import ndimage
 
 from multiseg.cli.app import run
 from multiseg.errors import ResourceError
+from multiseg.evaluation import cohort
 from multiseg.evaluation.cohort import _in_place, _Run, digests_of
-from multiseg.evaluation.cohort_records import CohortFolder
+from multiseg.evaluation.cohort_records import RECORDS, RUN, CohortFolder
 from multiseg.evaluation.prediction_inputs import PredictOptions
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
@@ -335,6 +338,32 @@ def test_a_worker_that_does_not_see_what_the_call_sees_says_so(done: list[str], 
     ):
         with pytest.raises(ResourceError, match=f"does not see .*{what}"), _in_place(unseen):
             pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_done", [False, True])
+def test_a_task_that_outlives_its_call_leaves_nothing_of_its_own(
+    is_done: bool, done: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a cluster after Ctrl-C, when another run has taken the folder; what that one has done stays."""
+    out, predicting = tmp_path / "out", cohort._predict
+
+    def late(*arguments: Any) -> Any:
+        prediction = predicting(*arguments)
+        run_file = out / RECORDS / RUN
+        run_file.write_text(json.dumps(json.loads(run_file.read_text()) | {"key": "another"}))
+        if is_done:
+            folder = CohortFolder(out)
+            for name, record in folder.all_records():
+                files = [out / file for file in record.outputs]
+                folder.write(name, replace(record, key="another", state="done", outputs=folder.digests(files)))
+        return prediction
+
+    monkeypatch.setattr(cohort, "_predict", late)
+    monkeypatch.chdir(tmp_path)
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster:
+        assert run([*done, "--overwrite", "--scheduler", cluster.scheduler_address]) != 0
+    assert (out / "A1.nii.gz").exists() == is_done
 
 
 def test_cases_of_a_manifest_are_apart_by_database(model: Path, source: Path, tmp_path: Path) -> None:
