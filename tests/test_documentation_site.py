@@ -1,5 +1,6 @@
 """The site: what is generated for it says all that there is, and it loads nothing from outside."""
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,3 +107,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path, monkeypatch: pytest.M
     assert done.returncode == 0, done.stdout + done.stderr
     assert tool("outer_requests", monkeypatch).outer_requests(tmp_path / "site") == []
     assert (tmp_path / "site" / "reference" / "commands" / "ingest.html").is_file()
+    home = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    dialogs = re.findall(r"<[^>]*role=.?dialog[^>]*>", home)
+    assert dialogs
+    assert all("aria-label" in dialog for dialog in dialogs)

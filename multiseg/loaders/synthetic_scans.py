@@ -62,26 +62,40 @@ def draw_scan(shape: BrainShape, rng: np.random.Generator) -> tuple[Voxels, Mask
     brain = share > 0.5
     signal = _curve(values, brain, rng)
     scan = _head_around(brain, rng) if rng.random() < 0.92 else np.zeros(GRID, np.float32)
-    scan = _acquired(share * signal + (1 - share) * scan, rng)
+    return acquire(share * signal + (1 - share) * scan, brain, rng)
+
+
+def acquire(signal: Voxels, brain: Mask, rng: np.random.Generator) -> tuple[Voxels, Mask]:
+    """A scan of these intensities with a scanner's faults, as the network sees it, and what was scanned of the brain."""
+    scan = _acquired(signal, rng)
     scanned = _scanned(rng)
     return standard_intensities(np.where(scanned, scan, 0)), brain & scanned
 
 
 def _placed(shape: BrainShape, rng: np.random.Generator) -> tuple[Voxels, Voxels]:
-    """One sequence of the brain and its share of each voxel, turned, scaled, bent and moved at random."""
+    """One sequence of the brain and its share of each voxel, at random places."""
+    points = draw_places(rng)
+    points += ((np.array(shape.share.shape) - 1) / 2)[:, None, None, None].astype(np.float32)
+    image = shape.images[int(rng.integers(len(shape.images)))].astype(np.float32)
+    values: Voxels = ndimage.map_coordinates(image, points, order=1)
+    share: Voxels = np.clip(ndimage.map_coordinates(shape.share.astype(np.float32), points, order=1), 0, 1)
+    return values, share
+
+
+def draw_places(rng: np.random.Generator) -> Float[np.ndarray, "axis=3 i j k"]:
+    """Where the voxels of `GRID` lie from the middle of a brain that is turned, scaled, bent and moved at random.
+
+    In voxels of `SPACING_MM` of the brain as it was.
+    """
     angles = np.deg2rad(rng.uniform(-20, 20, 3))
     scale = rng.uniform(0.85, 1.2) * rng.uniform(0.93, 1.07, 3) * np.where([rng.random() < 0.5, False, False], -1, 1)
     matrix = _rotation(angles) / scale
     middle = (np.array(GRID) - 1) / 2 + rng.uniform((-20, -20, -16), (20, 20, 36)) / SPACING_MM
     points = np.indices(GRID, np.float32) - middle[:, None, None, None].astype(np.float32)
     points = np.einsum("ab,b...->a...", matrix.astype(np.float32), points)
-    points += ((np.array(shape.share.shape) - 1) / 2)[:, None, None, None].astype(np.float32)
     bend = rng.uniform(0, 5) / SPACING_MM
-    points += np.stack([bend * _waves(rng, 6) for _ in range(3)])
-    image = shape.images[int(rng.integers(len(shape.images)))].astype(np.float32)
-    values: Voxels = ndimage.map_coordinates(image, points, order=1)
-    share: Voxels = np.clip(ndimage.map_coordinates(shape.share.astype(np.float32), points, order=1), 0, 1)
-    return values, share
+    places: Float[np.ndarray, "axis=3 i j k"] = points + np.stack([bend * waves(rng, 6) for _ in range(3)])
+    return places
 
 
 def _rotation(angles: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "3 3"]:
@@ -95,7 +109,7 @@ def _rotation(angles: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "3 3"]:
     return matrix
 
 
-def _waves(rng: np.random.Generator, size: int) -> Voxels:
+def waves(rng: np.random.Generator, size: int) -> Voxels:
     """A smooth random function on the grid with mean 0: quadratic B-splines with random weights at `size`^3 points."""
     weights = rng.normal(size=(size, size, size)).astype(np.float32)
     i, j, k = (_splines(n, size) for n in GRID)
@@ -127,13 +141,13 @@ def _curve(values: Voxels, brain: Mask, rng: np.random.Generator) -> Voxels:
 def _head_around(brain: Mask, rng: np.random.Generator) -> Voxels:
     """The intensities of a random head around a brain, on the whole grid."""
     outside: Voxels = (ndimage.distance_transform_edt(~brain) * SPACING_MM).astype(np.float32)
-    fluid = np.clip(rng.uniform(0, 5) + rng.uniform(0, 2) * _waves(rng, 6), 0, 9)
-    skull = fluid + np.clip(rng.uniform(3, 10) + rng.uniform(0, 2.5) * _waves(rng, 6), 2, 16)
-    scalp = skull + np.clip(rng.uniform(3, 14) + rng.uniform(0, 4) * _waves(rng, 5), 2, 28)
+    fluid = np.clip(rng.uniform(0, 5) + rng.uniform(0, 2) * waves(rng, 6), 0, 9)
+    skull = fluid + np.clip(rng.uniform(3, 10) + rng.uniform(0, 2.5) * waves(rng, 6), 2, 16)
+    scalp = skull + np.clip(rng.uniform(3, 14) + rng.uniform(0, 4) * waves(rng, 5), 2, 28)
     head = (outside < scalp) | _face_and_neck(brain, rng)
     scan = np.where(head, _soft_tissues(rng), 0)
     is_air = rng.uniform(0.7, 2.2)
-    scan = np.where((_waves(rng, 9) > is_air) & (outside > fluid), rng.uniform(0, 0.1), scan)
+    scan = np.where((waves(rng, 9) > is_air) & (outside > fluid), rng.uniform(0, 0.1), scan)
     bone = rng.uniform(0, 0.15) if rng.random() < 0.6 else rng.uniform(0, 1)
     scan = scan + _band(outside, fluid, skull) * (bone - scan)
     scan = scan + _band(outside, np.zeros_like(fluid), fluid) * (rng.uniform(0, 1) - scan)
@@ -152,9 +166,9 @@ def _band(depth: Voxels, inner: Voxels, outer: Voxels) -> Voxels:
 def _soft_tissues(rng: np.random.Generator) -> Voxels:
     """Patches of several tissues, each with its own intensity."""
     num = int(rng.integers(2, 6))
-    fields = np.stack([_waves(rng, int(rng.integers(5, 14))) for _ in range(num)])
+    fields = np.stack([waves(rng, int(rng.integers(5, 14))) for _ in range(num)])
     levels = rng.uniform(0, 1, num).astype(np.float32)
-    tissues: Voxels = levels[fields.argmax(axis=0)] * (1 + rng.uniform(0, 0.15) * _waves(rng, 14))
+    tissues: Voxels = levels[fields.argmax(axis=0)] * (1 + rng.uniform(0, 0.15) * waves(rng, 14))
     return tissues
 
 
@@ -210,7 +224,7 @@ def _acquired(scan: Voxels, rng: np.random.Generator) -> Voxels:
         scan = ndimage.gaussian_filter(scan, rng.uniform(0, 0.8, 3))
     if rng.random() < 0.3:
         scan = ndimage.gaussian_filter1d(scan, rng.uniform(0.6, 1.2), axis=int(rng.integers(3)))
-    scan = scan * np.exp(rng.uniform(0, 0.35) * np.clip(_waves(rng, 3), -2, 2))
+    scan = scan * np.exp(rng.uniform(0, 0.35) * np.clip(waves(rng, 3), -2, 2))
     if rng.random() < 0.8:
         real, imaginary = rng.standard_normal((2, *GRID), np.float32) * np.float32(rng.uniform(0, 0.06))
         scan = np.hypot(scan + real, imaginary)

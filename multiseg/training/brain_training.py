@@ -27,6 +27,7 @@ from multiseg.training.brain_shapes import brain_shapes
 from multiseg.training.checkpoint import TrainState
 from multiseg.training.events import Event, Validation
 from multiseg.training.fit import FitOptions, Hooks, fit
+from multiseg.training.phantom_scans import draw_phantom_scan
 
 TRAIN, HELD_OUT = 0, 1
 """Part of the seed of a scan, so that training and validation share none."""
@@ -40,6 +41,7 @@ class BrainOptions:
         databases: of the store; empty for all.
         num_steps: of `batch_size` synthetic scans each.
         widths: of the U-Net's levels.
+        phantom_share: the share of the scans that show the heads of phantoms instead of brains of the store.
         num_checks: synthetic scans on which the result is measured.
     """
 
@@ -48,6 +50,7 @@ class BrainOptions:
     batch_size: int = 2
     learning_rate: float = 2e-3
     widths: tuple[int, ...] = (8, 16, 32, 64)
+    phantom_share: float = 0.5
     num_checks: int = 16
     seed: int = 0
     device: str = "cpu"
@@ -79,6 +82,7 @@ class ScanStream:
     batch_size: int
     seed: int
     part: int = TRAIN
+    phantom_share: float = 0.0
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         for number in range(start, stop):
@@ -89,7 +93,8 @@ class ScanStream:
         for index in indices:
             rng = np.random.default_rng([self.seed, self.part, index])
             shapes.append(self.shapes[int(rng.integers(len(self.shapes)))])
-            scan, brain = draw_scan(shapes[-1], rng)
+            is_phantom = rng.random() < self.phantom_share
+            scan, brain = draw_phantom_scan(rng) if is_phantom else draw_scan(shapes[-1], rng)
             images.append(torch.from_numpy(scan)[None])
             target.append(torch.from_numpy(brain.astype(np.uint8)))
         num = len(indices)
@@ -137,7 +142,7 @@ def train_brain(
     checks = ScanStream([shape for _, shape in held_out or learnt], 1, options.seed, HELD_OUT)
     fit(
         state,
-        ScanStream([shape for _, shape in learnt], options.batch_size, options.seed),
+        ScanStream([shape for _, shape in learnt], options.batch_size, options.seed, TRAIN, options.phantom_share),
         FitOptions(
             num_steps=options.num_steps,
             learning_rate=options.learning_rate,

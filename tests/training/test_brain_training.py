@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from multiseg.errors import DataError, UsageError
+from multiseg.loaders.synthetic_scans import GRID
 from multiseg.models.brain_network import BRAIN_FILE, is_brain_network, load_brain_network
 from multiseg.models.learnt_scans import TRAIN, how_learnt
 from multiseg.models.saved import BEST, read_learnt
@@ -69,6 +70,19 @@ def test_batches_are_a_function_of_their_number(found) -> None:
     assert torch.equal(second.target, again.target)
     (other,) = replace(stream, part=1).batches(4, 5)
     assert not torch.equal(second.images, other.images)
+
+
+def test_a_share_of_the_scans_shows_phantoms(found, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    for name in ("draw_scan", "draw_phantom_scan"):
+        scan = np.zeros(GRID, np.float32), np.zeros(GRID, bool)
+        monkeypatch.setattr(brain_training, name, lambda *given, name=name, scan=scan: drawn.append(name) or scan)
+    shapes = [shape for _, shape in found[0]]
+    for share in (0.0, 0.25, 1.0):
+        drawn.clear()
+        list(ScanStream(shapes, 4, seed=1, phantom_share=share).batches(0, 50))
+        assert drawn.count("draw_phantom_scan") == pytest.approx(200 * share, abs=20)
+        assert share not in (0, 1) or len(set(drawn)) == 1
 
 
 @pytest.mark.slow
