@@ -19,7 +19,7 @@ def train_brain_command(
         Path, typer.Option(help="The run folder whose model will carry the network; or a file for it, .safetensors.")
     ],
     database: Annotated[list[str] | None, typer.Option(help="Only these databases.")] = None,
-    steps: Annotated[int, typer.Option(help="Steps of two synthetic scans each.", min=1)] = 600,
+    steps: Annotated[int, typer.Option(help="Steps of two synthetic scans each.", min=1)] = 1200,
     seed: Annotated[int, typer.Option(help="Seed of all that is drawn.", min=0)] = 0,
     device: Device = "auto",
     overwrite: Overwrite = False,

@@ -53,8 +53,8 @@ def standard_intensities(image: Voxels) -> Voxels:
     return scaled
 
 
-def draw_scan(shape: BrainShape, rng: np.random.Generator) -> tuple[Voxels, Mask]:
-    """A scan of a head with this brain, on `GRID` and as the network sees it, and the mask of the brain in it.
+def draw_scan(shape: BrainShape, rng: np.random.Generator) -> tuple[Voxels, Voxels]:
+    """A scan of a head with this brain, on `GRID` and as the network sees it, and the share of brain in each voxel.
 
     Both are a function of the state of `rng` alone.
     """
@@ -62,14 +62,15 @@ def draw_scan(shape: BrainShape, rng: np.random.Generator) -> tuple[Voxels, Mask
     brain = share > 0.5
     signal = _curve(values, brain, rng)
     scan = _head_around(brain, rng) if rng.random() < 0.92 else np.zeros(GRID, np.float32)
-    return acquire(share * signal + (1 - share) * scan, brain, rng)
+    return acquire(share * signal + (1 - share) * scan, share, rng)
 
 
-def acquire(signal: Voxels, brain: Mask, rng: np.random.Generator) -> tuple[Voxels, Mask]:
-    """A scan of these intensities with a scanner's faults, as the network sees it, and what was scanned of the brain."""
+def acquire(signal: Voxels, share: Voxels, rng: np.random.Generator) -> tuple[Voxels, Voxels]:
+    """A scan of these intensities with a scanner's faults, as the network sees it, and the share of brain in each
+    voxel that was scanned."""
     scan = _acquired(signal, rng)
     scanned = _scanned(rng)
-    return standard_intensities(np.where(scanned, scan, 0)), brain & scanned
+    return standard_intensities(np.where(scanned, scan, 0)), share * scanned
 
 
 def _placed(shape: BrainShape, rng: np.random.Generator) -> tuple[Voxels, Voxels]:

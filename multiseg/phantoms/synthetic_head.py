@@ -45,6 +45,7 @@ _LESION_SIGNAL: dict[Pathology, dict[int, dict[str, float]]] = {
 }
 _TEXTURE = {"DWI": 0.11}  # relative variation of healthy tissue; 0.04 in other sequences
 _NOISE = 0.03
+_PIA_MM = 0.5  # what a brain mask holds beyond the hull
 FIELD_OF_VIEW_MM = (144.0, 176.0, 138.0)  # left-right, back-front, foot-head
 _DEEP_GREY = (  # centre and radii in mm on one side: thalamus, caudate head, lentiform nucleus
     ((10.0, -14.0, 0.0), (8.0, 13.0, 8.0)),
@@ -100,10 +101,19 @@ class Anatomy:
     ventricle_mm: Field  # to the lateral ventricles' wall, negative inside
     horn: Field  # 1 at the frontal and occipital horns, 0 away from them
     cortex_mm: Field  # depth below the nearest outer surface or sulcus
-    inside_brain: Bool[np.ndarray, "*grid"]
+    hull_mm: Field  # depth below the hull of the brain, without its fissures
     tissues: Float[np.ndarray, "tissue=4 *grid"]  # fractions of (CSF, grey matter, white matter, scalp)
     blur_mm: float
     outer: Outer | None = None  # face and neck, of a raw scan
+
+    @property
+    def inside_brain(self) -> Bool[np.ndarray, "*grid"]:
+        return self.hull_mm > -_PIA_MM
+
+    @property
+    def brain_share(self) -> Field:
+        """The fraction of each voxel that is inside the brain."""
+        return fraction(self.hull_mm + _PIA_MM, self.blur_mm)
 
 
 def draw_head(rng: np.random.Generator, old: bool) -> Head:
@@ -172,7 +182,7 @@ def anatomy_on(head: Head, world: Points, blur_mm: float, is_raw: bool = False) 
     scalp = fraction(-skull - 6, blur_mm) * fraction(skull + 11, blur_mm)
     tissues = np.stack([np.maximum(fluid, 0), solid - white, white, scalp]).astype(np.float32)
     outer = outer_tissues(points, skull, blur_mm) * (1 - tissues.sum(axis=0)) if is_raw else None
-    return Anatomy(points, ventricle, horn, cortex, hull > -0.5, tissues, blur_mm, outer)
+    return Anatomy(points, ventricle, horn, cortex, hull, tissues, blur_mm, outer)
 
 
 @dataclass(frozen=True)

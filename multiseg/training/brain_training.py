@@ -46,7 +46,7 @@ class BrainOptions:
     """
 
     databases: tuple[str, ...] = ()
-    num_steps: int = 600
+    num_steps: int = 1200
     batch_size: int = 2
     learning_rate: float = 2e-3
     widths: tuple[int, ...] = (8, 16, 32, 64)
@@ -94,9 +94,12 @@ class ScanStream:
             rng = np.random.default_rng([self.seed, self.part, index])
             shapes.append(self.shapes[int(rng.integers(len(self.shapes)))])
             is_phantom = rng.random() < self.phantom_share
-            scan, brain = draw_phantom_scan(rng) if is_phantom else draw_scan(shapes[-1], rng)
+            scan, share = draw_phantom_scan(rng) if is_phantom else draw_scan(shapes[-1], rng)
+            # In training a voxel is brain as often as its share says. So the network answers with the share, and the
+            # outline of the mask lies between the coarse voxels.
+            least = rng.random(share.shape) if self.part == TRAIN else 0.5
             images.append(torch.from_numpy(scan)[None])
-            target.append(torch.from_numpy(brain.astype(np.uint8)))
+            target.append(torch.from_numpy((share > least).astype(np.uint8)))
         num = len(indices)
         return Batch(
             images=torch.stack(images),

@@ -10,11 +10,11 @@ import numpy as np
 
 from multiseg.loaders.synthetic_scans import SPACING_MM, acquire, draw_places, waves
 from multiseg.phantoms.synthetic_head import anatomy_on, draw_head
-from multiseg.types import Mask, Voxels
+from multiseg.types import Voxels
 
 
-def draw_phantom_scan(rng: np.random.Generator) -> tuple[Voxels, Mask]:
-    """A scan of a phantom's head on `GRID`, as the network sees it, and the mask of the brain in it.
+def draw_phantom_scan(rng: np.random.Generator) -> tuple[Voxels, Voxels]:
+    """A scan of a phantom's head on `GRID`, as the network sees it, and the share of brain in each voxel.
 
     Both are a function of the state of `rng` alone.
     """
@@ -29,4 +29,4 @@ def draw_phantom_scan(rng: np.random.Generator) -> tuple[Voxels, Mask]:
     # Not by BLAS, as in `synthetic_head`.
     signal = sum(level * tissue for level, tissue in zip(levels, tissues, strict=True))
     textured = np.clip(signal * (1 + rng.uniform(0, 0.15) * waves(rng, 14)), 0, None)
-    return acquire(textured.astype(np.float32), anatomy.inside_brain, rng)
+    return acquire(textured.astype(np.float32), anatomy.brain_share, rng)

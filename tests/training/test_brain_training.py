@@ -16,7 +16,7 @@ from multiseg.store.preparation.grids import Grid
 from multiseg.store.reader import open_store
 from multiseg.training import brain_training
 from multiseg.training.brain_shapes import brain_shapes, fault_of
-from multiseg.training.brain_training import BrainOptions, ScanStream, train_brain
+from multiseg.training.brain_training import HELD_OUT, BrainOptions, ScanStream, train_brain
 
 SMALL = BrainOptions(num_steps=2, batch_size=1, widths=(2, 4), num_checks=1)
 
@@ -75,7 +75,7 @@ def test_batches_are_a_function_of_their_number(found) -> None:
 def test_a_share_of_the_scans_shows_phantoms(found, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
     for name in ("draw_scan", "draw_phantom_scan"):
-        scan = np.zeros(GRID, np.float32), np.zeros(GRID, bool)
+        scan = np.zeros(GRID, np.float32), np.zeros(GRID, np.float32)
         monkeypatch.setattr(brain_training, name, lambda *given, name=name, scan=scan: drawn.append(name) or scan)
     shapes = [shape for _, shape in found[0]]
     for share in (0.0, 0.25, 1.0):
@@ -83,6 +83,17 @@ def test_a_share_of_the_scans_shows_phantoms(found, monkeypatch: pytest.MonkeyPa
         list(ScanStream(shapes, 4, seed=1, phantom_share=share).batches(0, 50))
         assert drawn.count("draw_phantom_scan") == pytest.approx(200 * share, abs=20)
         assert share not in (0, 1) or len(set(drawn)) == 1
+
+
+def test_a_voxel_is_brain_as_often_as_its_share_says(found, monkeypatch: pytest.MonkeyPatch) -> None:
+    share = np.linspace(0, 1, GRID[0], dtype=np.float32)[:, None, None] * np.ones(GRID, np.float32)
+    monkeypatch.setattr(brain_training, "draw_scan", lambda shape, rng: (np.zeros(GRID, np.float32), share))
+    shapes = [shape for _, shape in found[0]]
+    (batch,) = ScanStream(shapes, 4, seed=1).batches(0, 1)
+    often = batch.target.float().mean(dim=(0, 2, 3)).numpy()
+    assert often == pytest.approx(share[:, 0, 0], abs=0.03)
+    (checked,) = ScanStream(shapes, 1, seed=1, part=HELD_OUT).batches(0, 1)
+    assert np.array_equal(checked.target[0].numpy() == 1, share > 0.5)
 
 
 @pytest.mark.slow

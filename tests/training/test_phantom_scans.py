@@ -10,13 +10,16 @@ from multiseg.training.phantom_scans import draw_phantom_scan
 
 @pytest.fixture(scope="module")
 def scans() -> list[tuple[np.ndarray, np.ndarray]]:
-    return [draw_phantom_scan(np.random.default_rng(seed)) for seed in range(12)]
+    drawn = [draw_phantom_scan(np.random.default_rng(seed)) for seed in range(12)]
+    return [(scan, share > 0.5) for scan, share in drawn]
 
 
 def test_a_scan_is_a_function_of_the_seed(scans: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    scan, brain = draw_phantom_scan(np.random.default_rng(3))
+    scan, share = draw_phantom_scan(np.random.default_rng(3))
     assert np.array_equal(scan, scans[3][0])
-    assert np.array_equal(brain, scans[3][1])
+    assert np.array_equal(share > 0.5, scans[3][1])
+    assert (share.min(), share.max()) == (0, 1)
+    assert np.count_nonzero((share > 0) & (share < 1)) > 500  # the surface of the brain
     assert not np.array_equal(scan, scans[4][0])
 
 
