@@ -173,7 +173,7 @@ def note_of(ground: Ground) -> str:
         tests += f"lesions of {roles.lesions} grafted in, so that the tissue under a lesion is known"
     else:
         tests = f"{hidden} hidden from every training, and the truth here)"
-    anchor = f"with {roles.anchor} as anchor" if roles.anchor else "without an anchor, since no scan may be public"
+    anchor = f"with {roles.anchor} as anchor" if roles.anchor else "without an anchor (no train case is public)"
     return (
         f"Tissues are learnt from {roles.tissues}, lesions from {roles.lesions} ({tests}. The anatomy branch sees T1 "
         f"and knows no lesions, so that it says which tissue is {UNDER}. The branches were pretrained for "

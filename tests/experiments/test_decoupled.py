@@ -101,7 +101,7 @@ def test_the_exams_of_the_arms() -> None:
     others = [replace(adapted, adapt_to=name) for name in ("half", "quarter", "true")]
     assert [found[name + OF_BRANCH].exam for name in LESIONS] == others
     assert others[0].options(0.25).adapt_to == "half"
-    assert len({arm.exam.key for arm in found.values()}) == 7
+    assert len({arm.exam.key for arm in found.values()}) == 8
     assert found[JOINT].exam.options(0.25).zones
     assert Exam(("ivy",)).key == Exam(("ivy",), zones=False).key != plain.key
     assert {arm.name for arm in decoupled.pictured(GROUND)} <= set(found)
