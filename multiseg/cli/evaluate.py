@@ -51,6 +51,12 @@ class CaseFlags:
         bool, typer.Option("--zones", help="Also the Dice of tissues under the lesion, within 10 mm, and elsewhere.")
     ] = False
     adapt: Adapt = "off"
+    adapt_to: Annotated[
+        str,
+        typer.Option(
+            help="The lesion for --adapt: found (by the model), half or quarter (of it), or true (the annotated one)."
+        ),
+    ] = "found"
     branch: AnsweringBranch = ""
     tta: Tta = False
     memory: Memory = ""
@@ -68,6 +74,7 @@ class CaseFlags:
             lesion_assumed=self.lesion_assumed,
             zones=self.zones,
             adapt=is_adapted,
+            adapt_to=self.adapt_to,
             branch=self.branch,
             scoring=scoring.options(),
             tta=self.tta,
@@ -183,6 +190,8 @@ def evaluate_command(
 
     multiseg evaluate runs/two --branch anatomy --zones --adapt on
 
+    multiseg evaluate runs/two --branch anatomy --zones --adapt on --adapt-to half
+
     multiseg evaluate --predictions "out/{case}.nii.gz" --labels "2=tissue:WM,7=lesion" --name SAMSEG --store all.zarr
     """
     from multiseg.cli.command_note import note_command
@@ -249,9 +258,9 @@ def _check_flags(runs: Sequence[Path], several: SeveralFlags, cases: CaseFlags, 
         raise UsageError(f"--predictions needs {', '.join(missing)}, too.")
     if runs:
         raise UsageError(f"evaluate either {runs[0]} or the files of --predictions, not both.")
-    names = ("adapt", "branch", "tta", "memory", "subsets", "overlap")
+    names = ("adapt", "adapt_to", "branch", "tta", "memory", "subsets", "overlap")
     if any(getattr(cases, name) != getattr(CaseFlags, name) for name in names):
-        flags = ", ".join(f"--{name}" for name in names)
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in names)
         raise UsageError(f"{flags} are for models: leave them out with --predictions.")
 
 
@@ -284,7 +293,8 @@ def _default_folder(runs: Sequence[Path], name: str, cases: CaseFlags, several: 
     """Beside the first model; for files of a program beside the current folder's other results."""
     what = "comparison" if several.is_compared else "cross-validation" if several.is_folds else "evaluation"
     ways = {"adapted": checked_adapt(cases.adapt), "tta": cases.tta, several.ensemble: several.ensemble}
-    taken = [way for way, is_taken in {**ways, cases.branch: cases.branch}.items() if is_taken]
+    lesion = "" if cases.adapt_to == CaseFlags.adapt_to else f"to-{cases.adapt_to}"
+    taken = [way for way, is_taken in {**ways, lesion: lesion, cases.branch: cases.branch}.items() if is_taken]
     databases = [*(cases.database or []), *taken]
     if not runs:
         return Path(f"{_folder_name(what, cases.split, cases.store, databases)}-{name}")

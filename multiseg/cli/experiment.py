@@ -26,11 +26,20 @@ def experiment_command(
     seeds: Annotated[int, typer.Option(help="Number of trainings of every arm.", min=1)] = 3,
     jobs: Annotated[int, typer.Option(help="Processes, each with one thread.", min=1)] = 2,
     scale: Annotated[
-        str, typer.Option(help="tiny (a quick check), small, anatomy or hetero (CPU), full (GPU). Default: its own.")
+        str,
+        typer.Option(
+            help="tiny (quick check), small, anatomy, hetero or two-branch (CPU), full (GPU). Default: its own."
+        ),
     ] = "",
     steps: Annotated[int | None, typer.Option(help="Steps of every training (default: of the scale).", min=1)] = None,
-    tissues: Annotated[str, typer.Option(help="Database of --store to learn tissues from (ace, hetero).")] = "",
-    lesions: Annotated[str, typer.Option(help="Database to learn lesions from, and to test on (ace, hetero).")] = "",
+    tissues: Annotated[str, typer.Option(help="Database of --store for tissues (ace, hetero, two-branch).")] = "",
+    lesions: Annotated[
+        str,
+        typer.Option(
+            help="Database to learn lesions from, and to test on (ace, hetero), or whose lesions are grafted into test "
+            "cases of --tissues (two-branch)."
+        ),
+    ] = "",
     device: Device = "auto",
     list_them: Annotated[bool, typer.Option("--list", help="List the experiments and exit.")] = False,
     as_json: AsJson = False,
@@ -50,6 +59,8 @@ def experiment_command(
     multiseg experiment ace --out experiments --store brain.zarr --tissues anatomy --lesions wmh
 
     multiseg experiment hetero --out experiments --store brain.zarr --tissues anatomy --lesions wmh
+
+    multiseg experiment two-branch --out experiments --store brain.zarr --tissues anatomy --lesions wmh
     """
     if list_them:
         return _list(as_json)

@@ -24,6 +24,11 @@ from multiseg.models.two_branch import CONSTANTS, Branch, TwoBranch, branch_spac
 from multiseg.types import Index3, Mask
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
+FOUND = "found"
+ADAPT_TO = {FOUND: 1.0, "half": 0.5, "quarter": 0.25}
+"""By name, the share of the lesion that the lesion branch finds which a model is adapted to."""
+TRUE_LESION = "true"
+"""The name of the annotated lesion instead."""
 VOXELS_AT_ONCE = 1_000_000
 """Of all windows that go through the branch together."""
 
@@ -164,6 +169,31 @@ def lesion_of(
     probabilities = predict_volume(Branch(network, "lesion"), images, present, model.info.patch, overlap)
     found: Mask = decide(probabilities, space, np.ones(images.shape[1:], dtype=bool)) > 0
     return found
+
+
+def check_adapt_to(name: str, adapts: bool) -> None:
+    """Raises UsageError if no lesion to adapt to has this name, or one is chosen but nothing is adapted."""
+    names = (*ADAPT_TO, TRUE_LESION)
+    if name not in names:
+        raise UsageError(f"--adapt-to is {name!r}: give one of {', '.join(names)}.")
+    if name != FOUND and not adapts:
+        raise UsageError(f"--adapt-to {name} is for an adaptation: add --adapt on, or leave it out.")
+
+
+def shrunk(lesion: Mask, share: float, spacing_mm: Sequence[float]) -> Mask:
+    """A smaller lesion: this share of its voxels, at least one, those nearest to one of them that is drawn at random.
+
+    The same lesion gives the same part. Himmetoglu et al. 2025 (appendix E) remove patches of 10^3 voxels instead.
+    """
+    voxels = np.argwhere(lesion)
+    if share >= 1 or not len(voxels):
+        return lesion
+    centre = voxels[np.random.default_rng(0).integers(len(voxels))]
+    far = (((voxels - centre) * np.asarray(spacing_mm)) ** 2).sum(axis=1)
+    kept = voxels[np.argsort(far, kind="stable")[: max(1, round(share * len(voxels)))]]
+    smaller = np.zeros_like(lesion)
+    smaller[tuple(kept.T)] = True
+    return smaller
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from multiseg.evaluation.adaptation import FOUND, check_adapt_to
 from multiseg.evaluation.case_answers import AnswerOptions
 from multiseg.evaluation.case_panel import CasePanel
 from multiseg.evaluation.comparison import KEY, ScoringOptions
@@ -42,6 +43,8 @@ class EvaluateOptions:
         zones: whether tissues also get a Dice under the lesion, near it and elsewhere, see `zones`.
         adapt: whether a two_branch model is adapted to each case and subset first, see `adaptation`, with the lesion
             that it finds.
+        adapt_to: the lesion that it is adapted to: "found", all that it finds; "half" or "quarter" of it, see
+            `adaptation.shrunk`, to learn what a missed part costs; or "true", the annotated one.
         scoring: how a prediction is scored.
         tta: whether the probabilities are the mean of those of the image and of its left-right mirror image.
         memory: the most that this process may have, such as "4GB"; "" for no limit. It does not change the results,
@@ -61,6 +64,7 @@ class EvaluateOptions:
     tta: bool = False
     memory: str = field(default="", repr=False)
     branch: str = field(default="", repr=False)
+    adapt_to: str = field(default=FOUND, repr=False)
 
     @property
     def answer(self) -> AnswerOptions:
@@ -70,6 +74,7 @@ class EvaluateOptions:
     def __post_init__(self) -> None:
         object.__setattr__(self, "databases", as_names(self.databases))
         check_memory(self.memory, self.adapt)
+        check_adapt_to(self.adapt_to, self.adapt)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from safetensors.torch import save
 
 from multiseg.allocator import keep_memory
 from multiseg.errors import DataError, UsageError
-from multiseg.evaluation.adaptation import check_adaptable
+from multiseg.evaluation.adaptation import FOUND, TRUE_LESION, check_adaptable
 from multiseg.evaluation.case_answers import check_mirrored
 from multiseg.evaluation.case_panel import CasePanel
 from multiseg.evaluation.comparison import (
@@ -33,7 +33,7 @@ from multiseg.evaluation.stored_answers import LoadedCase, answer_to, answers, l
 from multiseg.evaluation.subsets import check_subsets, chosen_subsets
 from multiseg.evaluation.voting import Voters, check_once
 from multiseg.evaluation.zones import further_columns, zone_values
-from multiseg.labels import IGNORE
+from multiseg.labels import IGNORE, LabelSpace
 from multiseg.models.learnt_scans import TRAIN, VAL, how_learnt
 from multiseg.models.saved import Model, ModelInfo, load_model, model_path
 from multiseg.store.catalogue import select
@@ -89,9 +89,9 @@ def evaluate(
     folder = None if folder is None else Path(folder)
     place = store.url if is_remote(store.url) else str(local_path(store.url).resolve())
     digest = _digest(run)
-    # What an older multiseg began without a branch is resumed.
-    branch = (model.branch,) if model.branch else ()
-    identity = (digest, place, options, options.scoring.definitions, COLUMNS, identity_of(own), *branch)
+    # What an older multiseg began, which had neither a branch nor a lesion to choose, is resumed.
+    later = [value for value in (model.branch, adapt_to_of(options)) if value]
+    identity = (digest, place, options, options.scoring.definitions, COLUMNS, identity_of(own), *later)
     if folder:
         check_room(folder, key_of(*identity), overwrite)
     done = DoneCases(folder, *identity)
@@ -128,6 +128,7 @@ def evaluate(
         answered={
             **({"branch": model.branch} if model.branch else {}),
             **({name: True for name in ("adapt", "tta") if getattr(options, name)}),
+            **({"adapt_to": name} if (name := adapt_to_of(options)) else {}),
         },
     )
 
@@ -147,6 +148,11 @@ def _divided(
             + f"The model knows {', '.join(model.info.usable(tuple(model.info.axis)))}."
         )
     return cases, skipped
+
+
+def adapt_to_of(options: EvaluateOptions) -> str:
+    """The lesion that a model is adapted to; "" where it is all that the model finds, as by default."""
+    return "" if options.adapt_to == FOUND else options.adapt_to
 
 
 def case_key(case: Case) -> str:
@@ -227,6 +233,8 @@ def _why_skipped(model: Voters, store: Store, case: Case, options: EvaluateOptio
     subsets = options.subsets
     if reason := why_not_comparable(store, case, model.info.space, options.lesion_assumed):
         return reason
+    if options.adapt_to == TRUE_LESION and not store[case.database].label_view(case, LabelSpace()).annotated.any():
+        return "nobody looked for lesions in it, and --adapt-to true takes the annotated one"
     if not model.info.usable(case.modalities):
         return f"it has only {', '.join(case.modalities)}, which the model was not trained on"
     if not model.sees(model.info.usable(case.modalities)):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from multiseg.evaluation.adaptation import adapted, lesion_of
+from multiseg.evaluation.adaptation import ADAPT_TO, TRUE_LESION, adapted, lesion_of, shrunk
 from multiseg.evaluation.case_answers import AnswerOptions, Shown, WholeAnswer, answer_of, labels_of
 from multiseg.evaluation.comparison import Truth, truth_of
 from multiseg.evaluation.decision import brain_of
@@ -19,8 +19,10 @@ from multiseg.evaluation.preparation import network_input
 from multiseg.evaluation.subsets import chosen_subsets
 from multiseg.evaluation.voting import Voters
 from multiseg.evaluation.zones import Zones, zones_of
+from multiseg.labels import LabelSpace
 from multiseg.models.saved import Model
 from multiseg.store.reader import Case, Store
+from multiseg.types import Mask
 
 METRIC_BYTES = 30
 """For each voxel of a case: what its brain, its labels, the masks of its structures and their confidence need."""
@@ -33,6 +35,7 @@ class LoadedCase:
     """A case as stored (`shown`), on the model's axis and in its label space.
 
     Attributes:
+        lesion: the annotated one, if a model is adapted to it.
         predicted: index in the label space by subset of the sequences, of the answers so far.
     """
 
@@ -42,6 +45,7 @@ class LoadedCase:
     images: Float[np.ndarray, "modality i j k"]
     truth: Truth
     zones: Zones | None
+    lesion: Mask | None = None
     predicted: dict[tuple[str, ...], UInt8[np.ndarray, "i j k"]] = field(default_factory=dict)
 
 
@@ -55,7 +59,8 @@ def load_case(model: Voters, store: Store, case: Case, options: EvaluateOptions)
     shown = {name: stored[database.modalities.index(name)] for name in usable}
     truth = truth_of(database, case, codes, info.space, options.lesion_assumed)
     zones = zones_of(database, case, codes, info.space) if options.zones else None
-    return LoadedCase(case, usable, shown, images, truth, zones)
+    lesion = database.label_view(case, LabelSpace()).target(codes) == 1 if options.adapt_to == TRUE_LESION else None
+    return LoadedCase(case, usable, shown, images, truth, zones, lesion)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +97,7 @@ def answer_to(model: Voters, loaded: LoadedCase, subset: tuple[str, ...], option
     models = model.models
     if options.adapt:
         (one,) = models
-        lesion = lesion_of(one, loaded.images, present, options.overlap)
-        models = (adapted(one, loaded.images, present, lesion).model,)
+        models = (_adapted(one, loaded, present, options),)
     models = model.answering(models)
     shown = Shown(loaded.images, present, model.info.axis)
     volumes = len(model.space.labels) * (2 if model.is_calibrated else 1)
@@ -103,6 +107,17 @@ def answer_to(model: Voters, loaded: LoadedCase, subset: tuple[str, ...], option
     if fitting.memory and (marked := (predicted > 0) | (loaded.truth.target > 0)).any():
         check_further(fitting.memory, "the surfaces", SURFACE_BYTES * marked[joint_box(marked)].size)
     return CaseAnswer(subset, found.probabilities, found.calibrated, brain, predicted, loaded.truth)
+
+
+def _adapted(
+    model: Model, loaded: LoadedCase, present: Bool[np.ndarray, " modality"], options: EvaluateOptions
+) -> Model:
+    """The model, adapted to the lesion that the options choose."""
+    lesion = loaded.lesion
+    if lesion is None:
+        found = lesion_of(model, loaded.images, present, options.overlap)
+        lesion = shrunk(found, ADAPT_TO[options.adapt_to], loaded.case.grid.spacing_mm)
+    return adapted(model, loaded.images, present, lesion).model
 
 
 def answered(

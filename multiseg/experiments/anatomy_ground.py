@@ -48,11 +48,11 @@ def anatomy_ground_of(store: str, scale: Scale, num_seeds: int, tissues: str = "
     """
     url = whole_url(store)
     opened = open_store(url)
-    kinds = {name: _kinds(opened, name) for name in opened}
-    lesions = _chosen(url, "--lesions", lesions, kinds, ("lesion", "tissue"), without="")
-    tissues = _chosen(url, "--tissues", tissues, kinds, ("tissue",), without=lesions)
-    hidden = (*_hidden(opened, lesions, "tissue", "lesion"), *_hidden(opened, tissues, "lesion", "tissue"))
-    learnt, tested = _tissues(opened, tissues, "train"), _tissues(opened, lesions, "test")
+    kinds = {name: kinds_of(opened, name) for name in opened}
+    lesions = chosen_database(url, "--lesions", lesions, kinds, ("lesion", "tissue"), without="")
+    tissues = chosen_database(url, "--tissues", tissues, kinds, ("tissue",), without=lesions)
+    hidden = hidden_of_both(opened, tissues, lesions)
+    learnt, tested = tissues_of(opened, tissues, "train"), tissues_of(opened, lesions, "test")
     both = tuple(name for name in learnt if name in tested)
     if not both:
         raise UsageError(
@@ -85,7 +85,7 @@ def shared_sequences(ground: Ground) -> tuple[str, ...]:
     return tuple(name for name in ground.sequences[roles.lesions] if name in ground.sequences[roles.tissues])
 
 
-def _kinds(store: Store, database: str) -> set[str]:
+def kinds_of(store: Store, database: str) -> set[str]:
     """The kinds of structures that some case of a database is annotated for."""
     return {structure.kind for structure in _structures(store, select(store, [database]))}
 
@@ -96,24 +96,32 @@ def _structures(store: Store, cases: Sequence[Case]) -> list[Structure]:
     return [structure for structure in found if (structure.name, structure.kind) != (LESION.name, "tissue")]
 
 
-def _tissues(store: Store, database: str, split: str) -> tuple[str, ...]:
+def tissues_of(store: Store, database: str, split: str) -> tuple[str, ...]:
+    """The tissues that some case of a split of a database is annotated for."""
     found = _structures(store, select(store, [database], split=split))
     return tuple(dict.fromkeys(structure.name for structure in found if structure.kind == "tissue"))
 
 
-def _chosen(
+def chosen_database(
     url: str, flag: str, name: str, kinds: Mapping[str, set[str]], needed: tuple[str, ...], without: str
 ) -> str:
-    """The named database, or the only one that is annotated for what is needed."""
+    """The named database, or the only one that is annotated for what is needed; raises UsageError without one."""
     fitting = [one for one, found in kinds.items() if set(needed) <= found and one != without]
     what = " and ".join(f"{kind}s" for kind in needed)
     if name in fitting or (not name and len(fitting) == 1):
         return name or fitting[0]
-    besides = f" (besides {without}, from which the lesions are learnt)" if without else ""
+    other = "lesions" if flag == "--tissues" else "tissues"
+    besides = f" (besides {without}, from which the {other} are learnt)" if without else ""
     there = f"the databases of {url} with cases annotated for {what}{besides} are: {', '.join(fitting) or 'none'}."
     if name:
         raise UsageError(f"{flag} {name} does not fit: {there}")
     raise UsageError(f"{there} " + (f"Choose one: {flag} {fitting[0]}." if fitting else "One is needed."))
+
+
+def hidden_of_both(store: Store, tissues: str, lesions: str) -> tuple[str, ...]:
+    """The annotations with tissues of the database of lesions, and with lesions of that of tissues; raises UsageError
+    if one of them also has what must be seen."""
+    return (*_hidden(store, lesions, "tissue", "lesion"), *_hidden(store, tissues, "lesion", "tissue"))
 
 
 def _hidden(store: Store, database: str, kind: str, kept: str) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from multiseg.experiments.anatomy_ground import (
     synthetic_grafting_ground,
 )
 from multiseg.experiments.comparisons import Table
+from multiseg.experiments.grafted_ground import grafted_ground_of
 from multiseg.experiments.ground import Ground, ground_of, synthetic_ground
 from multiseg.experiments.runs import Arm
 from multiseg.experiments.scales import Scale
@@ -45,6 +46,7 @@ class Experiment:
         scale: the name of its scale, if the user names none.
         needs: "" (synthetic hospitals or a store), "hospitals" or "store".
         hospitals: makes the ground of synthetic hospitals in a folder.
+        of_store: makes the ground of a user's store, if the experiment has roles; what it makes, it makes in a folder.
         has_roles: whether it learns tissues from one database and lesions from another, so that its ground has roles.
         pictured: the arms that are drawn side by side for a test case, if any.
     """
@@ -58,6 +60,7 @@ class Experiment:
     scale: str = "small"
     needs: Literal["", "hospitals", "store"] = ""
     hospitals: Callable[[Path, Scale, int], Ground] = synthetic_ground
+    of_store: Callable[[Path, str, Scale, int, str, str], Ground] = lambda folder, *others: anatomy_ground_of(*others)
     has_roles: bool = False
     pictured: Callable[[Ground], Sequence[Arm]] = lambda ground: ()
 
@@ -85,9 +88,9 @@ EXPERIMENTS = {
                    "anatomy", "hospitals", synthetic_anatomy_ground, has_roles=True, pictured=ace.pictured),
         Experiment("hetero", hetero.QUESTION, "table 1", hetero.plan, hetero.tables, hetero.DORENT, "hetero",
                    "store", synthetic_anatomy_ground, has_roles=True, pictured=hetero.pictured),
-        Experiment("two-branch", decoupled.QUESTION, "table 1 and figure 10", decoupled.plan, decoupled.tables,
-                   decoupled.HIMMETOGLU, "two-branch", "hospitals", synthetic_grafting_ground, has_roles=True,
-                   pictured=decoupled.pictured),
+        Experiment("two-branch", decoupled.QUESTION, "tables 2, 4 and 5, and figure 10", decoupled.plan,
+                   decoupled.tables, decoupled.HIMMETOGLU, "two-branch", hospitals=synthetic_grafting_ground,
+                   of_store=grafted_ground_of, has_roles=True, pictured=decoupled.pictured),
     )
 }  # fmt: skip
 """In the order in which `all` runs them: experiments whose runs others share come first."""
@@ -148,5 +151,5 @@ def ground_for(
     if not store:
         return experiment.hospitals(folder, scale, num_seeds)
     if experiment.has_roles:
-        return anatomy_ground_of(store, scale, num_seeds, *roles)
+        return experiment.of_store(folder, store, scale, num_seeds, *roles)
     return ground_of(store, scale, num_seeds)

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from multiseg.config import merged
+from multiseg.evaluation.adaptation import TRUE_LESION
 from multiseg.evaluation.zones import COLUMNS
 from multiseg.experiments.ace import anatomy_training, tissue_labels
 from multiseg.experiments.anatomy_ground import roles_of
@@ -17,17 +18,29 @@ from multiseg.experiments.ground import Ground
 from multiseg.experiments.runs import Arm, Exam, Run
 from multiseg.labels import LESION
 from multiseg.models.two_branch import PASTED
+from multiseg.training.pseudo_labels import PREDICTED
 from multiseg.training.stages import PSEUDO_LABEL
 
 HIMMETOGLU = "Himmetoglu et al. 2025"
 QUESTION = "Do grafted lesions, meta-learning and adaptation help the tissues under and near lesions?"
 PRETRAINED, GRAFTED, COTRAINED, JOINT = "pretrained", "grafted, no inner step", "co-trained", "joint"
-COTRAINING: Mapping[str, Mapping[str, Any]] = {GRAFTED: {"inner_rate": 0.0}, COTRAINED: {}}
+FIRST_ORDER, FOUND_LABELS = "co-trained, first order", "joint, labels of found lesions"
+COTRAINING: Mapping[str, Mapping[str, Any]] = {
+    GRAFTED: {"inner_rate": 0.0}, COTRAINED: {}, FIRST_ORDER: {"first_order": True},
+}  # fmt: skip
 """The arms whose anatomy branch learns from grafted lesions, and their settings."""
-KINDS = (PRETRAINED, *COTRAINING, JOINT)
+JOINING: Mapping[str, Mapping[str, Any]] = {JOINT: {}, FOUND_LABELS: {"adapt_to": PREDICTED}}
+"""The arms that learn the fusion from pseudo-labels, and the settings of these."""
+KINDS = (PRETRAINED, *COTRAINING, *JOINING)
 ADAPTED, OF_BRANCH = ", adapted", ", anatomy branch"
 """Endings of the names of arms."""
-WHOLE = f"Lesions of one branch pasted over the tissues of the other; of the arm {JOINT} the fusion of both."
+LESIONS: Mapping[str, str] = {
+    f"{COTRAINED}{ADAPTED} to half": "half",
+    f"{COTRAINED}{ADAPTED} to a quarter": "quarter",
+    f"{COTRAINED}{ADAPTED} to the true lesion": TRUE_LESION,
+}
+"""The arms that are adapted to other lesions than all that the model finds."""
+WHOLE = f"Lesions of one branch pasted over the tissues of the other; of the arms {' and '.join(JOINING)} the fusion."
 ZONES = dict(zip(COLUMNS, ("under the lesion", "within 10 mm", "elsewhere"), strict=True))
 UNDER = ZONES[COLUMNS[0]]
 
@@ -68,9 +81,11 @@ def runs_of(ground: Ground, seed: int) -> dict[str, Run]:
     for kind, settings in COTRAINING.items():
         meta = {"donors": [roles.lesions], **settings}
         found[kind] = stage_run(ground, "cotrain", roles.tissues, seed, both, meta)
-    labels = stage_run(ground, PSEUDO_LABEL, roles.lesions, seed, found[COTRAINED])
     joint = stage_run(ground, "joint", roles.lesions, seed, found[COTRAINED])
-    return {**found, JOINT: replace(joint, pseudo_labels=labels)}
+    for kind, settings in JOINING.items():
+        labels = stage_run(ground, PSEUDO_LABEL, roles.lesions, seed, found[COTRAINED], settings)
+        found[kind] = replace(joint, name=f"{kind} on {roles.lesions}, seed {seed}", pseudo_labels=labels)
+    return found
 
 
 def _further(ground: Ground, seed: int, both: Run) -> Run:
@@ -83,17 +98,22 @@ def plan(ground: Ground) -> list[Arm]:
     """Every kind of arm with its whole answer and that of its anatomy branch, which is also adapted.
 
     Of the whole answers only the fusion's is adapted, too: pasted lesions are those of the lesion branch, which no
-    adaptation changes.
+    adaptation changes. The co-trained branch is adapted to other lesions, too.
     """
+    roles = roles_of(ground)
+    databases = roles.test_databases or (roles.lesions,)
     arms = []
     for seed in range(ground.num_seeds):
         for kind, run in runs_of(ground, seed).items():
-            whole = Exam((roles_of(ground).lesions,), zones=True, branch="" if kind == JOINT else PASTED)
+            whole = Exam(databases, zones=True, branch="" if kind in JOINING else PASTED, store=roles.test_store)
             branch = replace(whole, branch="anatomy")
+            adapted = replace(branch, adapt=True)
             arms += [Arm(kind, run, whole), Arm(kind + OF_BRANCH, run, branch)]
-            arms.append(Arm(kind + ADAPTED + OF_BRANCH, run, replace(branch, adapt=True)))
-            if kind == JOINT:
+            arms.append(Arm(kind + ADAPTED + OF_BRANCH, run, adapted))
+            if kind in JOINING:
                 arms.append(Arm(kind + ADAPTED, run, replace(whole, adapt=True)))
+            if kind == COTRAINED:
+                arms += [Arm(one + OF_BRANCH, run, replace(adapted, adapt_to=to)) for one, to in LESIONS.items()]
     return arms
 
 
@@ -123,17 +143,18 @@ def whole_parts(cases: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 PAIRS = (
-    (GRAFTED, PRETRAINED), (COTRAINED, PRETRAINED), (COTRAINED, GRAFTED), (JOINT, COTRAINED), (JOINT, PRETRAINED),
+    (GRAFTED, PRETRAINED), (COTRAINED, PRETRAINED), (COTRAINED, GRAFTED), (FIRST_ORDER, COTRAINED), (JOINT, COTRAINED),
+    (JOINT, PRETRAINED), (FOUND_LABELS, JOINT),
 )  # fmt: skip
 ADAPTING = (
     *((kind + ADAPTED, kind) for kind in KINDS), (COTRAINED + ADAPTED, GRAFTED + ADAPTED),
-    (COTRAINED + ADAPTED, PRETRAINED),
+    (COTRAINED + ADAPTED, PRETRAINED), *((name, COTRAINED + ADAPTED) for name in LESIONS),
 )  # fmt: skip
 
 
 def tables(cases: pd.DataFrame, ground: Ground) -> list[Table]:
     branch, whole = branch_parts(cases), whole_parts(cases)
-    full = [(JOINT + ADAPTED, JOINT), (JOINT + ADAPTED, PRETRAINED)]
+    full = [*((kind + ADAPTED, kind) for kind in JOINING), (JOINT + ADAPTED, PRETRAINED)]
     return [
         Table("Dice of the tissues by zone, anatomy branch", by_part(branch, tuple(branch)), note_of(ground)),
         Table("Paired differences, anatomy branch", compared_by_part(branch, "zone", PAIRS), INTERVAL),
@@ -146,11 +167,18 @@ def tables(cases: pd.DataFrame, ground: Ground) -> list[Table]:
 def note_of(ground: Ground) -> str:
     """What the arms and the zones are."""
     roles, scale = roles_of(ground), ground.scale
+    hidden = ", ".join(roles.hidden) or "nothing"
+    if roles.test_store:
+        tests = f"{hidden} hidden from every training). The test cases are held-out cases of {roles.tissues} with "
+        tests += f"lesions of {roles.lesions} grafted in, so that the tissue under a lesion is known"
+    else:
+        tests = f"{hidden} hidden from every training, and the truth here)"
+    anchor = f"with {roles.anchor} as anchor" if roles.anchor else "without an anchor (no train case is public)"
     return (
-        f"Tissues are learnt from {roles.tissues}, lesions from {roles.lesions} ({', '.join(roles.hidden)} hidden from "
-        f"every training, and the truth here). The anatomy branch sees T1 and knows no lesions, so that it says which "
-        f"tissue is {UNDER}. The branches were pretrained for {scale.steps} steps each. Then every arm learnt tissues "
-        f"for {scale.finetune_steps} more, and {JOINT} the whole for as many after these; network two_branch, no "
-        f"modality drop. Adapted: to the lesion that the model finds, "
-        f"with {roles.anchor} as anchor."
+        f"Tissues are learnt from {roles.tissues}, lesions from {roles.lesions} ({tests}. The anatomy branch sees T1 "
+        f"and knows no lesions, so that it says which tissue is {UNDER}. The branches were pretrained for "
+        f"{scale.steps} steps each. Then every arm learnt tissues for {scale.finetune_steps} more, and "
+        f"{' and '.join(JOINING)} the whole for as many after these; network two_branch, no modality drop. Adapted: "
+        f"to the lesion that the model finds, or to the half or quarter of it around one of its voxels, or to the true "
+        f"one; {anchor}."
     )

@@ -25,7 +25,9 @@ TRAINING = ("alder", "birch", "cedar", "dogwood", "elm")
 NEVER_TRAINED = ("fir", "gorse")
 STORES = "stores.json"
 RUNS = "runs"
-OWN = (RUNS, "synthetic-*", ".hospitals-*")
+GRAFTED = "grafted"
+"""Begins the names of stores of grafted test cases."""
+OWN = (RUNS, "synthetic-*", ".hospitals-*", f"{GRAFTED}-*", f".{GRAFTED}-*")
 """Names of the files and folders that experiments write into their folder."""
 
 
@@ -34,12 +36,15 @@ class Roles:
     """What an experiment on anatomy with lesions learns from which database.
 
     Attributes:
-        tissues, lesions: the databases from which tissues and lesions are learnt; the second is tested on, for both.
-        hidden: the annotations that trainings must not see, as "DATABASE/ANNOTATION": the tissues of `lesions`, and
-            the lesions of `tissues`.
+        tissues, lesions: the databases from which tissues and lesions are learnt; the second is tested on, for both,
+            unless there are test cases apart from them.
+        hidden: what trainings must not see, as "DATABASE/ANNOTATION": the tissues of `lesions`, and the lesions of
+            `tissues`; and sequences, as "DATABASE/SEQUENCE".
         names: the tissues that `tissues` is annotated for.
         tested: those of them that `lesions` is annotated for, too.
         anchor: a healthy case, "DATABASE/CASE", that models may hold for adaptations; "" for none.
+        test_store, test_databases: the store of the test cases and its databases, if they are apart: see
+            `grafted_ground`.
     """
 
     tissues: str
@@ -48,6 +53,8 @@ class Roles:
     names: tuple[str, ...]
     tested: tuple[str, ...]
     anchor: str = ""
+    test_store: str = ""
+    test_databases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def draw_arms(path: Path, arms: Sequence[Arm], runs: Path, ground: Ground, devic
     chosen by its result. Every model sees all the sequences of the case that it knows. What answers without lesions has
     a truth of its own, which shows the tissues under them.
     """
-    store = open_store(ground.store)
+    store = open_store(arms[0].exam.store or ground.store)
     case = median_case(store, arms[0])
     images: dict[str, Float[np.ndarray, "i j k"]] = {}
     parcels: dict[str, Parcels] = {}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from multiseg.config import merged
+from multiseg.evaluation.adaptation import FOUND
 from multiseg.evaluation.evaluation_result import EvaluateOptions
 from multiseg.experiments.ground import Ground
 from multiseg.models.builders import NETWORKS, multi_unet_plus
@@ -75,7 +76,8 @@ class Exam:
     """A test of a trained model: on which cases, with which subsets of their sequences.
 
     Attributes:
-        zones, adapt, branch: as of `EvaluateOptions`.
+        zones, adapt, branch, adapt_to: as of `EvaluateOptions`.
+        store: of the cases; "" for that of the training.
     """
 
     databases: tuple[str, ...]
@@ -84,10 +86,13 @@ class Exam:
     zones: bool = False
     adapt: bool = False
     branch: str = ""
+    adapt_to: str = FOUND
+    store: str = ""
 
     @property
     def key(self) -> str:
-        more = {name: value for name in ("zones", "adapt", "branch") if (value := getattr(self, name))}
+        more = {name: value for name in ("zones", "adapt", "branch", "store") if (value := getattr(self, name))}
+        more |= {"adapt_to": self.adapt_to} if self.adapt_to != FOUND else {}
         return _digest(json.dumps([self.databases, self.subsets, self.split, *([more] if more else [])]))
 
     def options(self, overlap: float) -> EvaluateOptions:
@@ -100,6 +105,7 @@ class Exam:
             zones=self.zones,
             adapt=self.adapt,
             branch=self.branch,
+            adapt_to=self.adapt_to,
         )
 
 

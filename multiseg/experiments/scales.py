@@ -143,10 +143,9 @@ TWO_BRANCH = Scale(
     num_cases=12,
     coarseness=1.5,
     dropout=0.0,
-    patch=(16, 16, 16),
-    steps=200,
-    finetune_steps=100,
-    validate_every=100,
+    steps=600,
+    finetune_steps=250,
+    validate_every=125,
 )
 SCALES = {scale.name: scale for scale in (TINY, SMALL, ANATOMY, HETERO, TWO_BRANCH, FULL)}
 """tiny only checks that everything runs; small, and anatomy, hetero and two-branch (tissues with lesions), are for two

@@ -178,7 +178,7 @@ def _examine(task: RunTask, exam: Exam) -> None:
     options = exam.options(task.overlap)
     device = str(resolve_device(task.device))
     model = model_of(task.folder, task.run, device) if task.run.fused else run_folder(task.folder, task.run)
-    result = evaluate(model, str(task.run.settings["store"]), options, device, file.parent)
+    result = evaluate(model, exam.store or str(task.run.settings["store"]), options, device, file.parent)
     learnt = [*result.learnt["train"], *result.learnt["val"]]
     if learnt and exam.split == "test":
         raise DataError(

@@ -70,7 +70,7 @@ class Batch:
         tissues: the labels of the space, counted from 0, that are tissues; all others are lesions.
         sequences: the names of the channels; empty if nobody told.
         donor: lesions to paste into the patches, if there are any.
-        soft: a probability of every class, background first, as target; None if `target` says all.
+        soft: a probability of each of `tissues` as target, also under lesions; None if `target` says all.
     """
 
     images: Float[Tensor, "batch modality i j k"]
@@ -85,7 +85,7 @@ class Batch:
     tissues: tuple[int, ...] = ()
     sequences: tuple[str, ...] = ()
     donor: Donor | None = None
-    soft: Float[Tensor, "batch class i j k"] | None = None
+    soft: Float[Tensor, "batch tissue i j k"] | None = None
 
     def __repr__(self) -> str:
         shape = " ".join(str(n) for n in self.images.shape)

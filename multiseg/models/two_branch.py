@@ -29,6 +29,8 @@ BRANCHES = {"anatomy": "tissue", "lesion": "lesion"}
 """The branches, and the kind of the structures that each of them segments."""
 PASTED = "pasted"
 """The lesions of one branch over the tissues of the other."""
+BESIDE = "beside"
+"""The logits of the whole network, and behind them those of the anatomy branch, from one pass."""
 PARTS = ("anatomy", "lesion", "attention", "head")
 ANSWERED_BY: dict[str, tuple[str, ...]] = {
     "": PARTS,
@@ -162,7 +164,8 @@ class TwoBranch(nn.Module):
 
         Args:
             branch: one of `BRANCHES`, to compute the logits of this branch alone: background, and its structures in
-                the order of the label space; or `PASTED`, for those of all structures without the fusion.
+                the order of the label space; or `PASTED`, for those of all structures without the fusion; or `BESIDE`,
+                for those of the whole network and of the anatomy branch.
 
         Raises:
             UsageError: the size does not fit, see MultiUnet.
@@ -175,12 +178,12 @@ class TwoBranch(nn.Module):
             logits = self.lesion(images, present)
             return logits
         tissue = self._tissue_features(images, present)
-        if branch:
+        if branch == "anatomy":
             logits = self.anatomy.head(tissue)
             return logits
         lesion = self.lesion.features(shown(images, present))
         logits = self.head(tissue + self.attention(torch.cat([tissue, lesion], dim=1)) * lesion)
-        return logits
+        return torch.cat([logits, self.anatomy.head(tissue)], dim=1) if branch == BESIDE else logits
 
     def _pasted(
         self, images: Float[Tensor, "batch modality i j k"], present: Bool[Tensor, "batch modality"]

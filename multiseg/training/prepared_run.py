@@ -36,9 +36,10 @@ from multiseg.training.anchors import anchor_case, check_anchor
 from multiseg.training.class_weights import class_weights
 from multiseg.training.events import Noted
 from multiseg.training.fit import Stream, consistency_of
+from multiseg.training.joint_loss import soft_dice
 from multiseg.training.meta import GraftStream, meta_objective
 from multiseg.training.objectives import Objective, objective_named
-from multiseg.training.pseudo_labels import PseudoLabels, SoftStream, soft_dice
+from multiseg.training.pseudo_labels import PseudoLabels, SoftStream
 from multiseg.training.resume import Lessons, lessons_of
 from multiseg.training.run_folder import ModelOptions, TrainOptions, numbers_of
 from multiseg.training.stages import stage_named

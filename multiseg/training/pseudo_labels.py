@@ -18,12 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
 from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from multiseg.errors import CheckpointError, UsageError, few
-from multiseg.evaluation.adaptation import adapted, check_adaptable
+from multiseg.evaluation.adaptation import adapted, check_adaptable, lesion_of
 from multiseg.evaluation.inference import predict_volume
 from multiseg.evaluation.preparation import network_input
 from multiseg.files import check_folder, write_atomically
@@ -31,7 +30,6 @@ from multiseg.labels import IGNORE, LabelSpace
 from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import Batch
 from multiseg.loaders.graft_source import Kept
-from multiseg.models.losses import consistency_loss, log_probabilities
 from multiseg.models.saved import Model, load_model
 from multiseg.models.two_branch import Branch, TwoBranch, branch_space
 from multiseg.store.reader import Case, Database, Store
@@ -40,11 +38,21 @@ from multiseg.types import Index3
 
 KEPT_BYTES = 512_000_000
 """Size of the targets that stay in memory, in bytes; at least those of one case do."""
+OVERLAP = 0.5
+"""Of the windows in which the lesion branch looks for lesions."""
+TRUE, PREDICTED = "true", "predicted"
+"""The lesions that a case is adapted to: of its annotation, or of the lesion branch."""
 MOVING = ("rotate90_probability", "flip_probability", "affine_probability", "elastic_probability")
 
 
 def write_pseudo_labels(
-    store: Store, cases: Sequence[Case], model_path: Path, folder: Path, device: str, on_case: Callable[[str], None]
+    store: Store,
+    cases: Sequence[Case],
+    model_path: Path,
+    folder: Path,
+    device: str,
+    on_case: Callable[[str], None],
+    adapt_to: str = TRUE,
 ) -> None:
     """Write the probabilities of the tissues of every case, by the anatomy branch that was adapted to its lesions.
 
@@ -53,8 +61,10 @@ def write_pseudo_labels(
     file: the branch would answer the same everywhere.
 
     Args:
-        cases: annotated for lesions, which the adaptation uses.
+        cases: annotated for lesions.
         on_case: called after each case with what was done.
+        adapt_to: the lesions that the adaptation uses: those of the annotation, or those that the model finds; see
+            `MetaOptions`.
 
     Raises:
         UsageError: the model cannot be adapted, or the folder holds something else.
@@ -72,10 +82,11 @@ def write_pseudo_labels(
             on_case(f"{name}: left out, since it has no {' or '.join(seen)}, which the anatomy branch needs")
             continue
         about = {**_about(case, branch_space(model.info.space, "anatomy")), "model": repr(weights)}
+        about |= {"adapted to": adapt_to} if adapt_to != TRUE else {}
         if path.is_file() and _read_about(path) == about:
             on_case(f"{name}: done before")
             continue
-        tissues, said = _tissues(model, network, store[case.database], case)
+        tissues, said = _tissues(model, network, store[case.database], case, adapt_to)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, tissues=tissues.astype(np.float16), about=np.array(json.dumps(about)))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,13 +95,15 @@ def write_pseudo_labels(
 
 
 def _tissues(
-    model: Model, network: TwoBranch, database: Database, case: Case
+    model: Model, network: TwoBranch, database: Database, case: Case, adapt_to: str
 ) -> tuple[Float[np.ndarray, "tissue i j k"], str]:
     """The tissues of a case by the adapted model, and how it was adapted."""
     stored, codes = database.whole(case)
     usable = model.info.usable(case.modalities)
     images, present = network_input(model.info, stored, database.modalities, usable, case.intensity)
-    result = adapted(model, images, present, _lesions(database, case, codes) > 0)
+    is_true = adapt_to == TRUE
+    lesion = _lesions(database, case, codes) > 0 if is_true else lesion_of(model, images, present, OVERLAP)
+    result = adapted(model, images, present, lesion)
     assert isinstance(result.model.network, type(network))
     tissues = predict_volume(Branch(result.model.network, "anatomy"), images, present, model.info.patch)
     return tissues, str(result)
@@ -173,21 +186,13 @@ class PseudoLabels:
                 )
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
-    def soft(self, batch: Batch) -> Float[Tensor, "batch class i j k"]:
-        """The soft targets of a batch: 1 for a true lesion, otherwise the tissues' probabilities; 0 where a voxel is
-        ignored."""
-        kinds = [label.kind for label in self.space.labels]
-        tissues = [index for index, kind in enumerate(kinds, start=1) if kind == "tissue"]
-        lesions = [index for index, kind in enumerate(kinds, start=1) if kind == "lesion"]
-        soft = torch.zeros(len(batch.case), 1 + len(kinds), *batch.target.shape[1:])
-        for sample, (database, name) in enumerate(zip(batch.database, batch.case, strict=True)):
-            i, j, k = (int(n) for n in batch.corner[sample])
-            window = self._window(self.store[database][name], (i, j, k), soft.shape[2:])
-            soft[sample, tissues] = torch.from_numpy(window)
-        soft[:, 0] = (1 - soft[:, 1:].sum(dim=1)).clamp(min=0)
-        for lesion in lesions:
-            soft = torch.where((batch.target == lesion)[:, None], _one_hot(lesion, soft), soft)
-        return torch.where((batch.target == IGNORE)[:, None], torch.zeros_like(soft), soft)
+    def soft(self, batch: Batch) -> Float[Tensor, "batch tissue i j k"]:
+        """The tissues' probabilities in the patches of a batch, also under lesions; 0 outside their cases."""
+        windows = []
+        for database, name, corner in zip(batch.database, batch.case, batch.corner, strict=True):
+            i, j, k = (int(n) for n in corner)
+            windows.append(self._window(self.store[database][name], (i, j, k), batch.target.shape[1:]))
+        return torch.from_numpy(np.stack(windows))
 
     def _window(self, case: Case, corner: Index3, size: Sequence[int]) -> Float[np.ndarray, "tissue i j k"]:
         """The part of a case's probabilities in a window, 0 outside the case."""
@@ -235,12 +240,6 @@ def check_searched(store: Store, cases: Sequence[Case], space: LabelSpace) -> No
         )
 
 
-def _one_hot(index: int, like: Float[Tensor, "batch class i j k"]) -> Float[Tensor, "1 class 1 1 1"]:
-    one_hot = like.new_zeros(1, like.shape[1], 1, 1, 1)
-    one_hot[:, index] = 1
-    return one_hot
-
-
 @dataclass(frozen=True)
 class SoftStream:
     """The patches of a stream with soft targets; itself a `Stream`."""
@@ -252,23 +251,6 @@ class SoftStream:
         """Batches number `start` to `stop` (exclusive)."""
         for batch in self.patches.batches(start, stop):
             yield replace(batch, soft=self.labels.soft(batch))
-
-
-def soft_dice(network: nn.Module, batch: Batch, step: int) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """The Dice loss of the whole network against soft targets, over all voxels of the batch that are not ignored.
-
-    A lesion that nobody searched for in a case does not count there, as in `losses.soft_dice_loss`; tissues always do.
-    """
-    assert batch.soft is not None
-    looked_at = (batch.target != IGNORE)[:, None]
-    counts = torch.ones(len(batch.target), batch.soft.shape[1], dtype=torch.bool, device=batch.soft.device)
-    counts[:, 1:] = batch.annotated
-    counts[:, [1 + tissue for tissue in batch.tissues]] = True
-    kept = counts.any(dim=0)
-    both = looked_at & rearrange(counts, "b c -> b c 1 1 1")
-    p = log_probabilities(network(batch.images, batch.present)).exp() * both
-    loss = consistency_loss(p[:, kept], (batch.soft * both)[:, kept])
-    return loss, {"soft_dice": loss.detach()}
 
 
 def check_still(options: AugmentOptions) -> None:

@@ -218,7 +218,7 @@ def write_stage_labels(
     """
     options, store = with_listed_labels(options)
     cases = _to_label(store, options, LabelSpace.of(options.labels, options.rest))
-    write_pseudo_labels(store, cases, model, folder, options.device, on_case)
+    write_pseudo_labels(store, cases, model, folder, options.device, on_case, options.meta.adapt_to)
 
 
 def _to_label(store: Store, options: TrainOptions, space: LabelSpace) -> list[Case]:

@@ -12,6 +12,7 @@ from multiseg.errors import UsageError
 from multiseg.labels import LabelSpace
 from multiseg.loaders.batches import Batch
 from multiseg.models.two_branch import ANATOMY_SEQUENCES, PARTS, Branch, TwoBranch, branch_space
+from multiseg.training.joint_loss import with_anatomy
 from multiseg.training.objectives import Objective
 from multiseg.training.pseudo_labels import check_still
 from multiseg.training.run_folder import TrainOptions
@@ -26,6 +27,7 @@ class Stage:
             network.
         learns: the parts that learn; all others are frozen. Empty for all.
         sequences: those that are shown, if a case has them; empty for all.
+        has_both: whether the anatomy branch has a loss of its own beside that of the whole network.
         grafts: whether lesions are pasted into healthy patches, for the losses of `multiseg.training.meta` instead of
             the objective of the options.
     """
@@ -33,6 +35,7 @@ class Stage:
     branch: str = ""
     learns: tuple[str, ...] = ()
     sequences: tuple[str, ...] = ()
+    has_both: bool = False
     grafts: bool = False
 
     def space(self, space: LabelSpace) -> LabelSpace:
@@ -46,7 +49,7 @@ class Stage:
     def objective(self, objective: Objective) -> Objective:
         """The objective, for the network that answers."""
         if not self.branch:
-            return objective
+            return with_anatomy(objective) if self.has_both else objective
 
         def of_branch(network: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
             return objective(self.view(network), batch, step)
@@ -79,7 +82,7 @@ STAGES: dict[str, Stage] = {
     "pretrain_lesion": Stage("lesion", ("lesion",)),
     "cotrain": Stage("anatomy", ("anatomy",), ANATOMY_SEQUENCES, grafts=True),
     PSEUDO_LABEL: Stage(),
-    "joint": Stage("", ("anatomy", "attention", "head")),
+    "joint": Stage("", ("anatomy", "attention", "head"), has_both=True),
 }
 
 

@@ -30,7 +30,7 @@ def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
         (["hetero", "--out", "{out}"], "hetero needs a store with tissues of one database and lesions of another"),
         (
             ["joint", "--out", "{out}", "--store", "x.zarr", "--lesions", "wmh"],
-            "for ace, hetero with --store, not joint",
+            "for ace, hetero, two-branch with --store, not joint",
         ),
     ],
 )

@@ -12,7 +12,7 @@ import torch
 from multiseg.cli.app import run
 from multiseg.errors import DataError, ModalityError, UsageError
 from multiseg.evaluation import adaptation
-from multiseg.evaluation.adaptation import AdaptOptions, adapted, adapting_parameters, lesion_of
+from multiseg.evaluation.adaptation import AdaptOptions, adapted, adapting_parameters, lesion_of, shrunk
 from multiseg.evaluation.decision import majority
 from multiseg.evaluation.evaluation_result import EvaluateOptions
 from multiseg.evaluation.inference import predict_volume
@@ -25,8 +25,11 @@ from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import build
 from multiseg.models.saved import Model, ModelInfo, load_model, save_model
+from multiseg.store.catalogue import select
 from multiseg.store.formats.nifti import write_nifti
 from multiseg.store.preparation.recipe import Recipe
+from multiseg.store.reader import open_store
+from multiseg.store.structures import hide
 
 PATCH = (8, 8, 8)
 SPACE = LabelSpace.of(["tissue:GM", "tissue:WM", "lesion"])
@@ -336,10 +339,67 @@ def test_an_evaluation_adapts_to_each_case_and_subset(
     assert not np.array_equal(numbers(table, "FLAIR+T1"), numbers(plain, "FLAIR+T1"), equal_nan=True)
     monkeypatch.undo()
     command = ["evaluate", str(tmp_path / "m.safetensors"), "--store", store_url, "--database", "alder"]
-    assert run([*command, "--subsets", "FLAIR+T1", "--overlap", "0", "--adapt", "on", "--branch", "anatomy"]) == 0
-    cases = read_table(tmp_path / "evaluation-test-brain-alder-adapted-anatomy" / "cases.csv")
+    adapting = ["--adapt", "on", "--adapt-to", "true", "--branch", "anatomy"]
+    assert run([*command, "--subsets", "FLAIR+T1", "--overlap", "0", *adapting]) == 0
+    cases = read_table(tmp_path / "evaluation-test-brain-alder-adapted-to-true-anatomy" / "cases.csv")
     assert set(cases["label"]) == {"CSF", "grey matter", "white matter"}
     assert hashlib.sha256((tmp_path / "m.safetensors").read_bytes()).hexdigest() == digest
+
+
+@pytest.mark.slow
+def test_an_evaluation_adapts_to_the_lesion_that_is_chosen(
+    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved_for_a_store(tmp_path / "m.safetensors")
+    seen: list[np.ndarray] = []
+
+    def noted(one: Model, images: np.ndarray, present: np.ndarray, lesion: np.ndarray) -> adaptation.Adaptation:
+        seen.append(lesion)
+        return adaptation.Adaptation(one)
+
+    monkeypatch.setattr("multiseg.evaluation.stored_answers.adapted", noted)
+    store = open_store(store_url)
+    (case, *_) = select(store, ["alder"], split="test")
+    _, codes = store["alder"].whole(case)
+    truth = store["alder"].label_view(case, LabelSpace()).target(codes) == 1
+    options = EvaluateOptions("test", "alder", "full", overlap=0.0, adapt=True)
+    keys = set()
+    for name in ("found", "half", "quarter", "true"):
+        result = evaluate(tmp_path / "m.safetensors", store_url, replace(options, adapt_to=name))
+        keys.add(result.key)
+        assert result.answered.get("adapt_to", "found") == name
+    found, half, quarter, true = seen[:: len(seen) // 4]
+    assert half.sum() == pytest.approx(found.sum() / 2, abs=1)
+    assert quarter.sum() == pytest.approx(found.sum() / 4, abs=1)
+    assert (quarter <= half).all()
+    assert (half <= found).all()
+    np.testing.assert_array_equal(true, truth)
+    assert len(keys) == 4
+    hide(store, [f"alder/{name}" for name in store["alder"].schemas])
+    with pytest.raises(DataError, match="no case"):
+        evaluate(tmp_path / "m.safetensors", store, replace(options, adapt_to="true"))
+
+
+def test_a_part_of_a_lesion_is_its_voxels_nearest_to_one_of_them() -> None:
+    lesion = np.zeros((6, 6, 6), bool)
+    lesion[0:2], lesion[5, 5, 5] = True, True
+    half = shrunk(lesion, 0.5, (1.0, 1.0, 4.0))
+    assert half.sum() == round(0.5 * lesion.sum())
+    assert (half <= lesion).all()
+    np.testing.assert_array_equal(half, shrunk(lesion.copy(), 0.5, (1.0, 1.0, 4.0)))
+    # Voxels are 4 mm long on the last axis, so that the part has few of its planes.
+    assert half.any(axis=(0, 1)).sum() < half.any(axis=(0, 2)).sum()
+    one = np.zeros((3, 3, 3), bool)
+    assert not shrunk(one, 0.5, (1.0, 1.0, 1.0)).any()
+    one[1, 1, 1] = True
+    np.testing.assert_array_equal(shrunk(one, 0.25, (1.0, 1.0, 1.0)), one)
+
+
+def test_the_lesion_to_adapt_to_is_one_of_a_few_and_needs_an_adaptation() -> None:
+    with pytest.raises(UsageError, match="--adapt-to is 'most': give one of found, half, quarter, true"):
+        EvaluateOptions(adapt=True, adapt_to="most")
+    with pytest.raises(UsageError, match="--adapt-to half is for an adaptation: add --adapt on"):
+        EvaluateOptions(adapt_to="half")
 
 
 def test_a_branch_is_what_a_prediction_answers(files: dict[str, Path], tmp_path: Path) -> None:

@@ -7,17 +7,34 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from multiseg.errors import UsageError
+from multiseg.evaluation.zones import zones_of
 from multiseg.experiments import decoupled
 from multiseg.experiments.anatomy_ground import synthetic_grafting_ground
 from multiseg.experiments.by_name import EXPERIMENTS
-from multiseg.experiments.decoupled import ADAPTED, COTRAINED, GRAFTED, JOINT, KINDS, OF_BRANCH, PRETRAINED
+from multiseg.experiments.decoupled import (
+    ADAPTED,
+    COTRAINED,
+    FIRST_ORDER,
+    FOUND_LABELS,
+    GRAFTED,
+    JOINT,
+    KINDS,
+    LESIONS,
+    OF_BRANCH,
+    PRETRAINED,
+)
+from multiseg.experiments.grafted_ground import grafted_ground_of
 from multiseg.experiments.ground import Ground, Roles
 from multiseg.experiments.results import Machine, run_experiment
 from multiseg.experiments.runs import Arm, Exam, Run, in_order
 from multiseg.experiments.scales import SCALES
+from multiseg.labels import LabelSpace
 from multiseg.models.saved import read_info
+from multiseg.store.catalogue import select
 from multiseg.store.reader import open_store
 
+SPACE = LabelSpace.of(["tissue:CSF", "tissue:grey matter", "tissue:white matter", "lesion"])
 ROLES = Roles("hazel", "ivy", ("ivy/tissue",), ("CSF", "grey matter"), ("CSF", "grey matter"), "hazel/H001")
 GROUND = Ground("nowhere.zarr", {"hazel": ("T1",), "ivy": ("FLAIR", "T1")}, SCALES["tiny"], 2, "", True, ROLES)
 
@@ -42,9 +59,15 @@ def test_every_arm_begins_with_the_same_two_stages() -> None:
     assert joint.pseudo_labels is not None
     assert chain(joint.pseudo_labels) == [*pretrained, "cotrain hazel", "pseudo_label ivy"]
     runs = in_order(found.values())
-    assert len(runs) == 7
+    assert len(runs) == 10
     assert runs.index(joint.pseudo_labels) < runs.index(joint)
-    assert len({run.key for run in runs}) == 7
+    assert len({run.key for run in runs}) == 10
+    found_labels = found[FOUND_LABELS].run
+    assert found_labels.settings == joint.settings
+    assert found_labels.parent == joint.parent
+    assert found_labels.pseudo_labels is not None
+    assert found_labels.pseudo_labels.settings["meta"] == {"adapt_to": "predicted"}
+    assert found_labels.pseudo_labels.parent == joint.pseudo_labels.parent
     assert replace(joint, pseudo_labels=None).key != joint.key
 
 
@@ -56,6 +79,8 @@ def test_no_stage_sees_the_tissues_of_the_patients_and_the_arms_differ_in_what_t
     grafted, meta = (found[name].run.settings for name in (GRAFTED, COTRAINED))
     assert grafted == {**meta, "meta": {"donors": ["ivy"], "inner_rate": 0.0}}
     assert meta["meta"] == {"donors": ["ivy"]}
+    assert found[FIRST_ORDER].run.settings == {**meta, "meta": {"donors": ["ivy"], "first_order": True}}
+    assert found[FIRST_ORDER].run.parent == found[COTRAINED].run.parent
     further = found[PRETRAINED].run.settings
     assert further["fit"]["num_steps"] == meta["fit"]["num_steps"] == SCALES["tiny"].finetune_steps
     first = in_order(found.values())[0].settings
@@ -71,10 +96,25 @@ def test_the_exams_of_the_arms() -> None:
     assert found[JOINT + ADAPTED].exam == replace(plain, branch="", adapt=True)
     assert found[COTRAINED + ADAPTED + OF_BRANCH].exam == replace(plain, branch="anatomy", adapt=True)
     assert COTRAINED + ADAPTED not in found
-    assert len({arm.exam.key for arm in found.values()}) == 5
+    adapted = found[COTRAINED + ADAPTED + OF_BRANCH].exam
+    assert {found[name + OF_BRANCH].run.key for name in LESIONS} == {found[COTRAINED].run.key}
+    others = [replace(adapted, adapt_to=name) for name in ("half", "quarter", "true")]
+    assert [found[name + OF_BRANCH].exam for name in LESIONS] == others
+    assert others[0].options(0.25).adapt_to == "half"
+    assert len({arm.exam.key for arm in found.values()}) == 8
     assert found[JOINT].exam.options(0.25).zones
     assert Exam(("ivy",)).key == Exam(("ivy",), zones=False).key != plain.key
     assert {arm.name for arm in decoupled.pictured(GROUND)} <= set(found)
+
+
+def test_test_cases_apart_have_a_store_of_their_own() -> None:
+    roles = replace(ROLES, anchor="", test_store="tests.zarr", test_databases=("hazel-grafted",))
+    plan = decoupled.plan(replace(GROUND, roles=roles))
+    assert {(arm.exam.store, arm.exam.databases) for arm in plan} == {("tests.zarr", ("hazel-grafted",))}
+    assert plan[0].exam.key != decoupled.plan(GROUND)[0].exam.key
+    note = decoupled.note_of(replace(GROUND, roles=roles))
+    assert "held-out cases of hazel with lesions of ivy grafted in" in note
+    assert "without an anchor" in note
 
 
 def rows(arm: str, under: float, near: float, elsewhere: float, lesion: float | None) -> list[dict[str, object]]:
@@ -115,9 +155,49 @@ def test_tables_by_zone() -> None:
     assert "ivy/tissue hidden" in branch.note
 
 
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ground, Path]:
+    """The tiny synthetic hospitals with a template, and the folder that they are in."""
+    folder = tmp_path_factory.mktemp("grafting")
+    scale = replace(SCALES["tiny"], coarseness=3.0, steps=1, finetune_steps=1)
+    return synthetic_grafting_ground(folder, scale, 1), folder
+
+
 @pytest.mark.slow
-def test_from_heads_to_tables(tmp_path: Path) -> None:
-    ground = synthetic_grafting_ground(tmp_path, replace(SCALES["tiny"], coarseness=3.0, steps=1, finetune_steps=1), 1)
+def test_own_cases_are_tested_with_grafted_lesions(synthetic: tuple[Ground, Path], tmp_path: Path) -> None:
+    made, _ = synthetic
+    ground = grafted_ground_of(tmp_path, made.store, made.scale, 1)
+    roles = ground.roles
+    assert roles is not None
+    assert (roles.tissues, roles.lesions) == ("hazel", "ivy")
+    assert set(roles.hidden) == {"ivy/tissue", "ivy/FLAIR", "ivy/T1c", "ivy/T2"}
+    assert ground.sequences == {"hazel": ("T1",), "ivy": ("T1",)}
+    assert roles.anchor.startswith("hazel/")
+    tests = open_store(roles.test_store)
+    assert tuple(tests) == roles.test_databases == ("hazel-grafted",)
+    held_out = {case.subject for case in select(open_store(made.store), ["hazel"], split="test")}
+    for case in select(tests):
+        assert case.subject in held_out
+        zones = zones_of(tests[case.database], case, tests[case.database].whole(case)[1], SPACE)
+        assert (zones.tissue[zones.masks["dice_under_lesion"]] != 255).all()
+        assert zones.tissue[zones.masks["dice_under_lesion"]].any()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert grafted_ground_of(tmp_path, made.store, made.scale, 1, "hazel", "ivy") == ground
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    with pytest.raises(UsageError, match="--lesions hazel does not fit"):
+        grafted_ground_of(tmp_path, made.store, made.scale, 1, lesions="hazel")
+
+
+@pytest.mark.slow
+def test_a_store_without_a_template_is_refused(store_url: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has no template"):
+        grafted_ground_of(tmp_path, store_url, SCALES["tiny"], 1, "alder", "birch")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_from_heads_to_tables(synthetic: tuple[Ground, Path]) -> None:
+    ground, tmp_path = synthetic
     store = open_store(ground.store)
     assert store["hazel"].pathology == "phantom"
     assert all(case.to_template is not None for name in store for case in store[name].cases)
