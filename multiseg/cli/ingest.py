@@ -208,12 +208,19 @@ def _as_json(result: IngestReport | Forecast) -> dict[str, Any]:
 
 
 def _forecast(databases: Sequence[DatabaseFiles], store: str, options: IngestOptions, as_json: bool) -> int:
-    from multiseg.cli.console import print_table
+    from itertools import count
+
+    from multiseg.cli.console import case_counter, print_table
     from multiseg.store.ingest.dry_run import forecast
     from multiseg.store.ingest.ingest_plan import names_of
 
     names = {name for files in databases for name in names_of(files)}
-    forecasts = [forecast(files, store, options, names) for files in databases]
+    total, steps = sum(len(files.cases) for files in databases), count(1)
+    with case_counter("dry run") as on_case:
+        forecasts = [
+            forecast(files, store, options, names, lambda case: on_case(next(steps), total, case))
+            for files in databases
+        ]
     _print(forecasts, as_json)
     if not as_json:
         numbers = ["new", "unchanged", "failed", "train/val/test", "time", "MB", "memory"]
