@@ -139,7 +139,7 @@ def _stored(url: str, chosen: Chosen) -> StoredCases:
 
 
 def _evaluated(run: Path, chosen: Chosen, places: PlaceFlags) -> Cases:
-    from multiseg.evaluation.evaluation_result import EvaluateOptions
+    from multiseg.evaluation.evaluation_result import options_to_repeat
     from multiseg.evaluation.model_evaluation import store_of_run
     from multiseg.evaluation.result_folder import ANSWERED
     from multiseg.evaluation.stored_answers import answered
@@ -159,9 +159,8 @@ def _evaluated(run: Path, chosen: Chosen, places: PlaceFlags) -> Cases:
     if table is not None and (chosen.case or chosen.databases or chosen.split):
         table = table[(table["database"] + "/" + table["case"]).isin(list(stored.cases))]
 
-    options = EvaluateOptions(overlap=OVERLAP, **about.get(ANSWERED, {}))
-
     def segment(case: Case) -> tuple[LabelSpace, Codes]:
+        options = options_to_repeat(about.get(ANSWERED, {}), OVERLAP)
         model = load_model(run)
         return branch_info(model.info, options.branch).space, answered(model, stored.store, case, options)[2]
 

@@ -8,7 +8,7 @@ from itertools import count
 import numpy as np
 
 from multiseg.errors import MultisegError, UsageError
-from multiseg.evaluation.evaluation_result import EvaluateOptions
+from multiseg.evaluation.evaluation_result import EvaluateOptions, options_to_repeat
 from multiseg.evaluation.stored_answers import answered
 from multiseg.models.branch_models import branch_info
 from multiseg.models.saved import Model, load_model, model_path
@@ -35,7 +35,6 @@ def picked_cases(runs: Sequence[RunRecord], device: str, on_case: OnStep = no_pr
     """The worst, the median and the best case of the first evaluation."""
     chooser = next(run for run in runs if run.evaluations)
     picked = pick_cases(chooser.evaluations[0])
-    options = EvaluateOptions(overlap=0.5, **chooser.evaluations[0].answered)
     url = str(chooser.evaluations[0].about.get("store", ""))
     try:
         store = open_store(url)
@@ -43,6 +42,7 @@ def picked_cases(runs: Sequence[RunRecord], device: str, on_case: OnStep = no_pr
         return Section(TITLE, [], f"The cases are not drawn, since the store {url!r} cannot be opened: {error}")
     models = {run.name: load_model(model_path(run.folder), device) for run in runs}
     try:
+        options = options_to_repeat(chooser.evaluations[0].answered, overlap=0.5)
         for model in models.values():
             branch_info(model.info, options.branch)
     except UsageError as error:
