@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 SHOWN_ALIKE = {Severity.ERROR: 5, Severity.WARNING: 2, Severity.NOTE: 1}
 """How many findings of one kind in one database are printed in full."""
+HAS_DOCUMENT = "has_document"
+"""Attribute of an error that came when the document of --json was printed already."""
 STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
 
@@ -63,6 +65,16 @@ def _cleaning(console: Console) -> Console:
 def print_json(data: Any) -> None:
     """Print one JSON document on stdout. Numbers that are not finite become null."""
     output().file.write(json.dumps(_finite(data), indent=1) + "\n")
+
+
+@contextmanager
+def after_document() -> Iterator[None]:
+    """For what a verb does once its document is printed: with --json, an error is then told on stderr alone."""
+    try:
+        yield
+    except Exception as error:
+        setattr(error, HAS_DOCUMENT, True)
+        raise
 
 
 def _finite(data: Any) -> Any:
