@@ -167,8 +167,12 @@ def plain(text: str) -> str:
 
 
 @contextmanager
-def progress_bar(what: str, total: int, details: str = "", quiet: bool = False) -> Iterator[Progress]:
-    """A progress bar on a terminal; elsewhere it is disabled, and the caller prints lines. Its task has number 0."""
+def progress_bar(what: str, total: int | None, details: str = "", quiet: bool = False) -> Iterator[Progress]:
+    """A progress bar on a terminal; elsewhere it is disabled, and the caller prints lines. Its task has number 0.
+
+    Args:
+        total: None if it is not known yet.
+    """
     console = messages(quiet)
     text, details_text = TextColumn("{task.description}"), TextColumn("{task.fields[details]}")
     columns = [text, BarColumn(), MofNCompleteColumn(), details_text, TimeElapsedColumn(), TimeRemainingColumn()]
@@ -179,6 +183,11 @@ def progress_bar(what: str, total: int, details: str = "", quiet: bool = False) 
 
 @contextmanager
 def case_counter(what: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar of cases. Yields a function of the number that are done, of all, and the current one's name."""
-    with progress_bar(what, 1) as bar:
+    """A progress bar of cases. Yields a function of the number that are done, of all, and the current one's name.
+
+    If there was nothing to do, no bar stays.
+    """
+    with progress_bar(what, None) as bar:
         yield lambda done, total, case: bar.update(TaskID(0), completed=done, total=total, details=case)
+        if not bar.tasks[0].total:
+            bar.update(TaskID(0), visible=False)

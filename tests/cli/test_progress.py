@@ -59,6 +59,16 @@ def test_long_verbs_show_how_far_they_are(
     assert re.match(rf".* {num_steps}/{num_steps} .*\d:\d\d:\d\d \d:\d\d:\d\d$", last), shown.err
 
 
+def test_no_bar_stays_where_nothing_was_to_do(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    assert run(["upgrade", str(copy / "brain.zarr")]) == 0
+    *_, last = capsys.readouterr().err.rpartition("\x1b[2K")  # what is written after the last line that was deleted
+    assert "has the newest format" in last
+    assert "upgrade" not in last
+
+
 def test_without_a_terminal_there_is_no_bar(
     copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

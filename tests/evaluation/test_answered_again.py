@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from multiseg.cli.app import run
 from multiseg.cli.view import Chosen, PlaceFlags, _evaluated
 from multiseg.errors import UsageError
 from multiseg.evaluation.evaluation_result import EvaluateOptions, options_to_repeat
@@ -119,6 +120,25 @@ def test_nothing_is_drawn_in_another_way_than_it_was_measured(
     assert NOT_KNOWN in answer.body.decode()
     assert "Update multiseg, or evaluate again" in answer.body.decode()
     assert not asked
+
+
+def test_a_report_shows_on_a_terminal_how_far_it_is(
+    run_folder: Path,
+    store_url: str,
+    asked: list[EvaluateOptions],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    say(run_folder, {}, store_url)
+    command = ["report", str(run_folder), "--device", "cpu", "--json", "-o", str(tmp_path / "page.html")]
+    assert run(command) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["page"] == command[-1]
+    assert "1/1" in shown.err.rpartition("report ")[2]
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("answered", [["tta"], {"branch": 3}, {"adapt": "yes"}])
