@@ -124,14 +124,15 @@ def _ingest_corrected(
     store: str, flags: CorrectionFlags, database: str, replace: bool, dry_run: bool, as_json: bool
 ) -> int:
     """Take corrected masks into the store."""
-    from multiseg.cli.console import output, print_findings, print_json
+    from multiseg.cli.console import case_counter, output, print_findings, print_json
     from multiseg.evaluation.corrected_masks import find_corrections
     from multiseg.store.ingest.corrections import CorrectionOptions, ingest_corrections
 
     assert flags.corrected is not None
     options = CorrectionOptions(flags.rater, replace=replace)
     found, report = find_corrections(flags.corrected, store, database, flags.case)
-    report = ingest_corrections(store, found, options, report, dry_run)
+    with case_counter("ingest") as on_case:
+        report = ingest_corrections(store, found, options, report, dry_run, on_case)
     outcomes = {name: getattr(report, name) for name in ("written", "unchanged", "failed")}
     if as_json:
         print_json({**outcomes, "findings": [finding.to_json() for finding in report.findings]})
