@@ -15,7 +15,7 @@ import typer
 from typer.main import get_command
 
 from multiseg.cli.flag_groups import with_single_flags
-from multiseg.errors import MultisegError, UnconfirmedError
+from multiseg.errors import MultisegError
 from multiseg.faults import NOT_SUPPORTED, OUT_OF_RESOURCE, raise_descriptor_limit, remedy
 from multiseg.shown import lines
 
@@ -123,8 +123,7 @@ def run(arguments: Sequence[str]) -> int:
         code, message = 130, interruption_message(arguments)
     except MultisegError as error:
         code, message = error.exit_code, f"{type(error).__name__}: {error}"
-        if not isinstance(error, UnconfirmedError):  # it has printed its guesses as JSON
-            _print_error(error, str(error), arguments)
+        _print_error(error, str(error), arguments)
     except BrokenPipeError:
         code = 0  # the program that reads our output has closed it, as `head` does
     except OSError as error:
@@ -182,10 +181,13 @@ def interruption_message(arguments: Sequence[str]) -> str:
 
 
 def _print_error(error: Exception, message: str, arguments: Sequence[str]) -> None:
-    """With --json, print an error as JSON, for scripts that expect JSON on stdout."""
+    """With --json, print an error as JSON, for scripts that expect JSON on stdout; unless a document is there."""
     if "--json" not in arguments:
         return
-    from multiseg.cli.console import print_json
+    from multiseg.cli.console import HAS_DOCUMENT, print_json
+
+    if getattr(error, HAS_DOCUMENT, False):
+        return
 
     is_ours = isinstance(error, MultisegError)
     name = "UsageError" if isinstance(error, click.ClickException) else type(error).__name__

@@ -16,10 +16,11 @@ def compact_command(store: ThisStore, dry_run: DryRun = False, as_json: AsJson =
 
     multiseg compact brain.zarr
     """
-    from multiseg.cli.console import output, print_json
+    from multiseg.cli.console import case_counter, output, print_json
     from multiseg.store.upkeep.removal import compact
 
-    freed = compact(store, dry_run)
+    with case_counter("compact") as on_step:
+        freed = compact(store, dry_run, on_step)
     if as_json:
         print_json({"store": store, "dry_run": dry_run, "bytes": freed})
         return 0

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 SHOWN_ALIKE = {Severity.ERROR: 5, Severity.WARNING: 2, Severity.NOTE: 1}
 """How many findings of one kind in one database are printed in full."""
+HAS_DOCUMENT = "has_document"
+"""Attribute of an error that came when the document of --json was printed already."""
 STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
 
@@ -63,6 +65,16 @@ def _cleaning(console: Console) -> Console:
 def print_json(data: Any) -> None:
     """Print one JSON document on stdout. Numbers that are not finite become null."""
     output().file.write(json.dumps(_finite(data), indent=1) + "\n")
+
+
+@contextmanager
+def after_document() -> Iterator[None]:
+    """For what a verb does once its document is printed: with --json, an error is then told on stderr alone."""
+    try:
+        yield
+    except Exception as error:
+        setattr(error, HAS_DOCUMENT, True)
+        raise
 
 
 def _finite(data: Any) -> Any:
@@ -155,8 +167,12 @@ def plain(text: str) -> str:
 
 
 @contextmanager
-def progress_bar(what: str, total: int, details: str = "", quiet: bool = False) -> Iterator[Progress]:
-    """A progress bar on a terminal; elsewhere it is disabled, and the caller prints lines. Its task has number 0."""
+def progress_bar(what: str, total: int | None, details: str = "", quiet: bool = False) -> Iterator[Progress]:
+    """A progress bar on a terminal; elsewhere it is disabled, and the caller prints lines. Its task has number 0.
+
+    Args:
+        total: None if it is not known yet.
+    """
     console = messages(quiet)
     text, details_text = TextColumn("{task.description}"), TextColumn("{task.fields[details]}")
     columns = [text, BarColumn(), MofNCompleteColumn(), details_text, TimeElapsedColumn(), TimeRemainingColumn()]
@@ -167,6 +183,11 @@ def progress_bar(what: str, total: int, details: str = "", quiet: bool = False) 
 
 @contextmanager
 def case_counter(what: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar of cases. Yields a function of the number that are done, of all, and the current one's name."""
-    with progress_bar(what, 1) as bar:
+    """A progress bar of cases. Yields a function of the number that are done, of all, and the current one's name.
+
+    If there was nothing to do, no bar stays.
+    """
+    with progress_bar(what, None) as bar:
         yield lambda done, total, case: bar.update(TaskID(0), completed=done, total=total, details=case)
+        if not bar.tasks[0].total:
+            bar.update(TaskID(0), visible=False)

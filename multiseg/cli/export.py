@@ -67,10 +67,12 @@ def _write_colours(info: ModelInfo, folder: Path, overwrite: bool) -> list[Path]
 
 
 def _write_onnx(file: Path, out: Path, overwrite: bool) -> dict[str, Any]:
+    from multiseg.cli.console import case_counter
     from multiseg.export.onnx_file import export_onnx
     from multiseg.models.saved import load_model
 
-    made = export_onnx(load_model(file), out, [file], overwrite)
+    with case_counter("export") as on_check:
+        made = export_onnx(load_model(file), out, [file], overwrite, on_check)
     return {
         "path": str(made.path),
         "preparation": str(made.record),

@@ -31,7 +31,9 @@ def import_weights_command(
         list[str] | None, typer.Option(help="A database of its training, for the record (default: imported).")
     ] = None,
     licence: Annotated[str, typer.Option(help="Licence of the weights, for the record.")] = "",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing model.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing model, and delete its brain network.")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Convert published weights to a multiseg model: those of Multi-Unet, or of FedUniBrain with batch norm.

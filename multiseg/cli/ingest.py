@@ -124,14 +124,15 @@ def _ingest_corrected(
     store: str, flags: CorrectionFlags, database: str, replace: bool, dry_run: bool, as_json: bool
 ) -> int:
     """Take corrected masks into the store."""
-    from multiseg.cli.console import output, print_findings, print_json
+    from multiseg.cli.console import case_counter, output, print_findings, print_json
     from multiseg.evaluation.corrected_masks import find_corrections
     from multiseg.store.ingest.corrections import CorrectionOptions, ingest_corrections
 
     assert flags.corrected is not None
     options = CorrectionOptions(flags.rater, replace=replace)
     found, report = find_corrections(flags.corrected, store, database, flags.case)
-    report = ingest_corrections(store, found, options, report, dry_run)
+    with case_counter("ingest") as on_case:
+        report = ingest_corrections(store, found, options, report, dry_run, on_case)
     outcomes = {name: getattr(report, name) for name in ("written", "unchanged", "failed")}
     if as_json:
         print_json({**outcomes, "findings": [finding.to_json() for finding in report.findings]})
@@ -208,12 +209,19 @@ def _as_json(result: IngestReport | Forecast) -> dict[str, Any]:
 
 
 def _forecast(databases: Sequence[DatabaseFiles], store: str, options: IngestOptions, as_json: bool) -> int:
-    from multiseg.cli.console import print_table
+    from itertools import count
+
+    from multiseg.cli.console import case_counter, print_table
     from multiseg.store.ingest.dry_run import forecast
     from multiseg.store.ingest.ingest_plan import names_of
 
     names = {name for files in databases for name in names_of(files)}
-    forecasts = [forecast(files, store, options, names) for files in databases]
+    total, steps = sum(len(files.cases) for files in databases), count(1)
+    with case_counter("dry run") as on_case:
+        forecasts = [
+            forecast(files, store, options, names, lambda case: on_case(next(steps), total, case))
+            for files in databases
+        ]
     _print(forecasts, as_json)
     if not as_json:
         numbers = ["new", "unchanged", "failed", "train/val/test", "time", "MB", "memory"]

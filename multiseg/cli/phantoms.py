@@ -38,10 +38,11 @@ def phantoms_command(
 
     multiseg phantoms raw --skull --cases 3
     """
-    from multiseg.cli.console import output, print_json
+    from multiseg.cli.console import case_counter, output, print_json
     from multiseg.phantoms.hospitals import write_hospitals
 
-    manifest = write_hospitals(folder, seed, cases, coarseness, hospital, overwrite, skull)
+    with case_counter("phantoms") as on_case:
+        manifest = write_hospitals(folder, seed, cases, coarseness, hospital, overwrite, skull, on_case)
     if as_json:
         print_json({"manifest": str(manifest)})
         return 0

@@ -36,7 +36,7 @@ def remove_command(
 
     multiseg remove brain.zarr --subject ms/patient07
     """
-    from multiseg.cli.console import messages, plain, print_json, print_table
+    from multiseg.cli.console import case_counter, messages, plain, print_json, print_table
     from multiseg.errors import UsageError
     from multiseg.store.upkeep.removal import remove
 
@@ -49,7 +49,8 @@ def remove_command(
     if not dry_run and not yes:
         typer.confirm("Remove them for good?", abort=True, err=True)
     if not dry_run:
-        removed = remove(store, cases or (), subject or ())
+        with case_counter("remove") as on_step:
+            removed = remove(store, cases or (), subject or (), on_step=on_step)
     if as_json:
         rows = [{"database": case.database, "case": case.case, "versions": len(case.rows)} for case in removed]
         print_json({"store": store, "dry_run": dry_run, "removed": rows})

@@ -20,11 +20,12 @@ def repair_command(store: ThisStore, dry_run: DryRun = False, as_json: AsJson = 
 
     multiseg repair s3://bucket/brain.zarr --json
     """
-    from multiseg.cli.console import messages, plain, print_json, print_table
+    from multiseg.cli.console import case_counter, messages, plain, print_json, print_table
     from multiseg.store.repairs.place import aside_url
     from multiseg.store.repairs.store_repair import repair
 
-    log = repair(store, dry_run)
+    with case_counter("repair") as on_step:
+        log = repair(store, dry_run, on_step)
     if as_json:
         lost = list(map(vars, log.cases))
         print_json({"store": store, "dry_run": dry_run, "repaired": list(map(vars, log.files)), "lost": lost})

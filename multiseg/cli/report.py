@@ -31,7 +31,7 @@ def run_report_command(
 
     multiseg report runs/joint runs/plain -o comparison.html
     """
-    from multiseg.cli.console import messages, print_json
+    from multiseg.cli.console import case_counter, messages, print_json
     from multiseg.files import check_files, write_atomically
     from multiseg.models.devices import resolve_device
     from multiseg.pages.page import is_page
@@ -43,7 +43,8 @@ def run_report_command(
     # A report may replace an earlier one, but no other page.
     check_files([path], overwrite=overwrite or is_page(path), kinds=(".html", ".htm"))
     records = [read_run(run) for run in runs]
-    page = run_page(records, str(resolve_device(device)), has_cases)
+    with case_counter("report") as on_case:
+        page = run_page(records, str(resolve_device(device)), has_cases, on_case)
     write_atomically(path, page.encode())
     if as_json:
         print_json({"page": str(path), "bytes": len(page.encode()), "runs": [str(run) for run in runs]})

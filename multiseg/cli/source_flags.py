@@ -194,8 +194,11 @@ def confirmed_databases(source: Path, options: SourceOptions, as_json: bool) -> 
     try:
         return _databases_of(source, options)
     except UnconfirmedError as error:
+        from multiseg.cli.console import after_document
+
         _show_guesses(error, as_json)
-        raise
+        with after_document():
+            raise
 
 
 def _databases_of(source: Path, options: SourceOptions) -> list[DatabaseFiles]:

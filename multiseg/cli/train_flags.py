@@ -67,7 +67,9 @@ class TrainFlags:
         bool,
         typer.Option("--accept-changes", help="Resume although the run's cases in the store have changed; logged."),
     ] = False
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an existing run and start over.")] = False
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete an existing run, with its brain network, and start over.")
+    ] = False
     print_config: PrintConfig = False
 
     def settings(self) -> dict[str, Any]:

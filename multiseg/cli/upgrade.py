@@ -33,8 +33,8 @@ def upgrade_command(
     from multiseg.store.upkeep.format_upgrade import upgrade_store
 
     num_workers = WorkerFlags(workers, scheduler="threads").options([]).num
-    with case_counter("check") as on_case:
-        result = upgrade_store(store, accept or (), on_case, num_workers)
+    with case_counter("upgrade") as on_step:
+        result = upgrade_store(store, accept or (), on_step, num_workers)
     if as_json:
         findings = [finding.to_json() for finding in result.findings]
         print_json({"store": store, "is_done": result.is_done, "findings": findings})

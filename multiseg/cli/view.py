@@ -139,7 +139,7 @@ def _stored(url: str, chosen: Chosen) -> StoredCases:
 
 
 def _evaluated(run: Path, chosen: Chosen, places: PlaceFlags) -> Cases:
-    from multiseg.evaluation.evaluation_result import EvaluateOptions
+    from multiseg.evaluation.evaluation_result import options_to_repeat
     from multiseg.evaluation.model_evaluation import store_of_run
     from multiseg.evaluation.result_folder import ANSWERED
     from multiseg.evaluation.stored_answers import answered
@@ -159,9 +159,8 @@ def _evaluated(run: Path, chosen: Chosen, places: PlaceFlags) -> Cases:
     if table is not None and (chosen.case or chosen.databases or chosen.split):
         table = table[(table["database"] + "/" + table["case"]).isin(list(stored.cases))]
 
-    options = EvaluateOptions(overlap=OVERLAP, **about.get(ANSWERED, {}))
-
     def segment(case: Case) -> tuple[LabelSpace, Codes]:
+        options = options_to_repeat(about.get(ANSWERED, {}), OVERLAP)
         model = load_model(run)
         return branch_info(model.info, options.branch).space, answered(model, stored.store, case, options)[2]
 
@@ -207,7 +206,7 @@ def _by_database(cases: Sequence[Case]) -> dict[str, Sequence[Case]]:
 
 def _draw(url: str, chosen: Chosen, flags: PictureFlags, overwrite: bool, as_json: bool) -> int:
     """Draw one picture for each database, or for the one case."""
-    from multiseg.cli.console import output, print_json
+    from multiseg.cli.console import case_counter, output, print_json
     from multiseg.evaluation.panels import save_gallery
     from multiseg.files import check_files
     from multiseg.store.reader import open_store
@@ -218,9 +217,11 @@ def _draw(url: str, chosen: Chosen, flags: PictureFlags, overwrite: bool, as_jso
     by_title = {chosen.case: cases} if chosen.case else _by_database(cases)
     files = {flags.png / f"{title.replace('/', '-', 1)}.png": title for title in by_title}
     check_files(files, overwrite=overwrite)
-    written = [
-        save_gallery(file, store, by_title[title][: flags.rows], title, overwrite) for file, title in files.items()
-    ]
+    written = []
+    with case_counter("view") as on_picture:
+        for done, (file, title) in enumerate(files.items(), start=1):
+            written.append(save_gallery(file, store, by_title[title][: flags.rows], title, overwrite))
+            on_picture(done, len(files), title)
     if as_json:
         print_json({"pictures": [str(path) for path in written]})
     else:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from multiseg.errors import UsageError
 from multiseg.evaluation.adaptation import FOUND, check_adapt_to
 from multiseg.evaluation.case_answers import AnswerOptions
 from multiseg.evaluation.case_panel import CasePanel
@@ -26,6 +27,8 @@ from multiseg.models.learnt_scans import NOT_KNOWN, NOT_LEARNT, TRAIN, VAL
 
 MONTAGE_CASES = 2
 REPR_ROWS = 10
+ANSWERING: dict[str, type] = {"branch": str, "adapt": bool, "adapt_to": str, "tta": bool}
+"""The fields of `EvaluateOptions` that say how a model answers, for `Evaluation.answered`."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,31 @@ class EvaluateOptions:
         check_memory(self.memory, self.adapt)
         check_adapt_to(self.adapt_to, self.adapt)
 
+    @property
+    def answered(self) -> dict[str, Any]:
+        """How the model answers, where not as `predict` does by default."""
+        defaults = {one.name: one.default for one in fields(self)}
+        return {name: value for name in ANSWERING if (value := getattr(self, name)) != defaults[name]}
+
+
+def options_to_repeat(answered: Any, overlap: float) -> EvaluateOptions:
+    """The options with which a model answers as in a saved evaluation.
+
+    Args:
+        answered: what the summary.json of the evaluation says, see `Evaluation.answered`.
+
+    Raises:
+        UsageError: it says something that this version does not know.
+    """
+    given = answered if isinstance(answered, dict) else {ANSWERED: answered}
+    unknown = [f"{name} = {value}" for name, value in given.items() if not isinstance(value, ANSWERING.get(name, ()))]
+    if unknown:
+        raise UsageError(
+            f"in the evaluation the model answered with {', '.join(unknown)}, which this version of multiseg does not "
+            "know, so that its answers would not be those that were measured. Update multiseg, or evaluate again."
+        )
+    return EvaluateOptions(overlap=overlap, **given)
+
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
@@ -93,7 +121,7 @@ class Evaluation:
         model: the SHA-256 of the model, or a digest of several; "" for files of another program.
         models: the SHA-256 of each model file, if they are several.
         store: the URL or path of the store that the cases are from.
-        answered: how the model answered, where not as `predict` does by default: fields of `EvaluateOptions`.
+        answered: how the model answered, where not as `predict` does by default: `EvaluateOptions.answered`.
         scoring: how predictions were scored.
         parts: the evaluations that this one was put together from, by name; empty if it is none of these.
         reliability: the bins of probabilities, see `reliability.reliability_table`; empty for files.

@@ -125,11 +125,7 @@ def evaluate(
         is_calibrated=model.is_calibrated,
         models=tuple(map(_file_digest, model.files)) if len(model.files) > 1 else (),
         store=place,
-        answered={
-            **({"branch": model.branch} if model.branch else {}),
-            **({name: True for name in ("adapt", "tta") if getattr(options, name)}),
-            **({"adapt_to": name} if (name := adapt_to_of(options)) else {}),
-        },
+        answered=replace(options, branch=model.branch).answered,
     )
 
 

@@ -45,6 +45,6 @@ def write_parquet_beside(path: Path, table: pd.DataFrame) -> bool:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a table of `write_table`. Only empty cells are missing values, and `case` is always a text."""
-    table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"case": str})
+    """Read a table of `write_table`. Only empty cells are missing values; `database` and `case` are always texts."""
+    table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"database": str, "case": str})
     return table.map(from_cell).rename(columns=from_cell)

@@ -24,7 +24,7 @@ from multiseg.files import check_files, write_atomically
 from multiseg.models.branch_models import check_learnt
 from multiseg.models.presence import AllPairs
 from multiseg.models.saved import Model
-from multiseg.types import Index3
+from multiseg.types import Index3, OnStep, no_progress
 
 INPUTS, OUTPUT = ("images", "present"), "logits"
 OPSET = 17
@@ -51,7 +51,9 @@ class OnnxExport:
     sizes: tuple[Index3, ...]
 
 
-def export_onnx(model: Model, out: Path, inputs: Sequence[Path] = (), overwrite: bool = False) -> OnnxExport:
+def export_onnx(
+    model: Model, out: Path, inputs: Sequence[Path] = (), overwrite: bool = False, on_check: OnStep = no_progress
+) -> OnnxExport:
     """Write `out` and, with the ending .json, its preparation. Before, the file is compared with the network.
 
     The file has the inputs `images` [batch modality i j k] (float32) and `present` [batch modality] (bool) and the
@@ -60,6 +62,7 @@ def export_onnx(model: Model, out: Path, inputs: Sequence[Path] = (), overwrite:
 
     Args:
         inputs: files that must not be overwritten.
+        on_check: called after each comparison with the network.
 
     Raises:
         UsageError: the packages for ONNX are not installed, a file may not be written, the network has an operation
@@ -77,7 +80,10 @@ def export_onnx(model: Model, out: Path, inputs: Sequence[Path] = (), overwrite:
     checks = [(sizes[0], [subset]) for subset in subsets]  # alone, since others in the batch may hide a fault
     checks += [(sizes[1], subsets[start : start + AT_ONCE]) for start in range(0, len(subsets), AT_ONCE)]
     checks += [(sizes[-1], subsets[:1])]
-    largest = max(_difference(model, session, _example(model, *check)) for check in checks)
+    largest = 0.0
+    for done, (size, compared) in enumerate(checks, start=1):
+        largest = max(largest, _difference(model, session, _example(model, size, compared)))
+        on_check(done, len(checks), f"{len(compared)} sets of sequences at {' x '.join(map(str, size))} voxels")
     record = preparation_record(model.info, getattr(model.network, "multiple", None))
     record["model"] = {"file": out.name, "sha256": hashlib.sha256(data).hexdigest(), "opset": OPSET}
     write_atomically(record_path, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())

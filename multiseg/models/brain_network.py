@@ -66,6 +66,16 @@ def carry_on(model: Path, folder: Path) -> None:
         write_atomically(folder / BRAIN_FILE, data)
 
 
+def delete_in(folder: Path) -> None:
+    """Delete the brain network of a run folder, since its model is replaced by another one.
+
+    A model of something else under its name stays.
+    """
+    file = folder / BRAIN_FILE
+    if file.is_file() and not _is_other_model(file):
+        file.unlink()
+
+
 def brain_network_at(path: Path, device: str = "cpu") -> Model | None:
     """The brain network in this file itself, or else the one that the model there carries; None if it has none.
 

@@ -11,6 +11,7 @@ from multiseg.errors import CheckpointError, ModalityError, UsageError
 from multiseg.files import check_files, check_folder
 from multiseg.labels import LabelSpace
 from multiseg.modalities import CANONICAL_ORDER, ModalityAxis, canonical_modality
+from multiseg.models.brain_network import delete_in
 from multiseg.models.builders import build, multi_unet
 from multiseg.models.published import PublishedSize, load_published, read_published, size_of
 from multiseg.models.saved import BEST, LAST, ModelInfo, save_model
@@ -43,6 +44,9 @@ class ImportOptions:
 
 def import_weights(path: Path, out: Path, options: ImportOptions, overwrite: bool = False) -> ModelInfo:
     """Write `out`/model.safetensors from a published file (Xu et al. 2024; Wagner et al. 2025); returns its info.
+
+    Args:
+        overwrite: replace an existing model; its brain network is deleted.
 
     Raises:
         CheckpointError: the file holds no weights of a network that we have, or broken ones.
@@ -82,6 +86,8 @@ def import_weights(path: Path, out: Path, options: ImportOptions, overwrite: boo
         licence=options.licence,
         background=options.background,
     )
+    if existing:
+        delete_in(out)
     save_model(out / BEST, network, info)
     return info
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from multiseg.phantoms.synthetic_head import (
     measure,
 )
 from multiseg.store.formats.nifti import write_nifti
-from multiseg.types import Affine, Index3, Voxels
+from multiseg.types import Affine, Index3, OnStep, Voxels, no_progress
 
 MANIFEST = "manifest.toml"
 ELDERLY = ("white matter hyperintensities", "ischaemic stroke", "chronic stroke")
@@ -121,13 +122,21 @@ def _participants(hospital: Hospital, cases: Sequence[str], seed: int) -> str:
     return "\n".join(rows) + "\n"
 
 
-def write_hospital(hospital: Hospital, root: Path, seed: int = 0, num_cases: int = 10, coarseness: float = 1.0) -> Path:
+def write_hospital(
+    hospital: Hospital,
+    root: Path,
+    seed: int = 0,
+    num_cases: int = 10,
+    coarseness: float = 1.0,
+    on_case: Callable[[str], None] = lambda case: None,
+) -> Path:
     """Write one hospital into the folder `root / hospital.name`, and return the folder.
 
     The same arguments give the same bytes. Case n does not depend on the number of cases.
 
     Args:
         coarseness: a factor for every voxel size; 2.0 gives an eighth of the voxels.
+        on_case: called after each case with its name.
 
     Raises:
         UsageError: the number of cases, the seed or the coarseness is out of range.
@@ -142,6 +151,7 @@ def write_hospital(hospital: Hospital, root: Path, seed: int = 0, num_cases: int
     cases = [f"{hospital.name[0].upper()}{number:03d}" for number in range(1, num_cases + 1)]
     for number, case in enumerate(cases, start=1):
         _write_case(hospital, folder, case, number, seed, coarseness)
+        on_case(f"{hospital.name}/{case}")
     if hospital.participants:
         table = _participants(hospital, cases, seed)
         (folder / hospital.participants).write_text(table, encoding="utf-8")
@@ -156,6 +166,7 @@ def write_hospitals(
     names: Sequence[str] | None = None,
     overwrite: bool = False,
     skull: bool = False,
+    on_case: OnStep = no_progress,
 ) -> Path:
     """Write hospitals into `root`, with a `manifest.toml` for ingest; returns the path of the manifest.
 
@@ -163,6 +174,7 @@ def write_hospitals(
         names: of HOSPITALS and MORE_HOSPITALS; None for all HOSPITALS. The other arguments are as in `write_hospital`.
         overwrite: whether an existing manifest and hospitals may be overwritten.
         skull: whether the scans are raw, see `with_skull`.
+        on_case: called after each case.
 
     Raises:
         UsageError: a hospital is unknown, an argument of `write_hospital` is out of range, or files exist.
@@ -176,8 +188,9 @@ def write_hospitals(
     _check_writable([manifest, *(root / name for name in wanted)], overwrite)
     if skull:
         known = {name: with_skull(hospital) for name, hospital in known.items()}
+    total, steps = num_cases * len(wanted), count(1)
     for name in wanted:
-        write_hospital(known[name], root, seed, num_cases, coarseness)
+        write_hospital(known[name], root, seed, num_cases, coarseness, lambda case: on_case(next(steps), total, case))
     text = tomli_w.dumps({"database": [_manifest_entry(known[name]) for name in wanted]})
     write_atomically(manifest, text.encode())
     return manifest

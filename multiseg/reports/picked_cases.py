@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 
 import numpy as np
 
 from multiseg.errors import MultisegError, UsageError
-from multiseg.evaluation.evaluation_result import EvaluateOptions
+from multiseg.evaluation.evaluation_result import EvaluateOptions, options_to_repeat
 from multiseg.evaluation.stored_answers import answered
 from multiseg.models.branch_models import branch_info
 from multiseg.models.saved import Model, load_model, model_path
@@ -15,6 +16,7 @@ from multiseg.pages.page import Section, Volume, Volumes
 from multiseg.reports.case_slices import case_volume
 from multiseg.reports.run_record import EvaluationRecord, RunRecord
 from multiseg.store.reader import Store, open_store
+from multiseg.types import OnStep, no_progress
 
 MOST_SLICES = 120
 """Of one case over all runs, so that the page stays below 15 MB."""
@@ -29,11 +31,10 @@ NOTE = (
 OLDER = "The Dice is that of an older model; the pictures are of the model that the folder holds now."
 
 
-def picked_cases(runs: Sequence[RunRecord], device: str) -> Section:
+def picked_cases(runs: Sequence[RunRecord], device: str, on_case: OnStep = no_progress) -> Section:
     """The worst, the median and the best case of the first evaluation."""
     chooser = next(run for run in runs if run.evaluations)
     picked = pick_cases(chooser.evaluations[0])
-    options = EvaluateOptions(overlap=0.5, **chooser.evaluations[0].answered)
     url = str(chooser.evaluations[0].about.get("store", ""))
     try:
         store = open_store(url)
@@ -41,15 +42,19 @@ def picked_cases(runs: Sequence[RunRecord], device: str) -> Section:
         return Section(TITLE, [], f"The cases are not drawn, since the store {url!r} cannot be opened: {error}")
     models = {run.name: load_model(model_path(run.folder), device) for run in runs}
     try:
+        options = options_to_repeat(chooser.evaluations[0].answered, overlap=0.5)
         for model in models.values():
             branch_info(model.info, options.branch)
     except UsageError as error:
         return Section(TITLE, [], f"The cases are not drawn: {error}")
     most = max(12, MOST_SLICES // len(runs))
-    parts = []
+    parts, steps, total = [], count(1), len(picked) * len(runs)
     for kind, (case, dice) in picked.items():
-        volumes = [_volume(models[run.name], store, case, f"{case}, {run.name}", options, most) for run in runs]
-        shown = [volume for volume in volumes if volume is not None]
+        shown = []
+        for run in runs:
+            volume = _volume(models[run.name], store, case, f"{case}, {run.name}", options, most)
+            shown += [] if volume is None else [volume]
+            on_case(next(steps), total, case)
         parts.append(Volumes(shown, f"{kind.capitalize()}: {case}, Dice {dice:.2f}"))
     note = NOTE if chooser.evaluations[0].is_current else f"{NOTE} {OLDER}"
     return Section(TITLE, parts, note)

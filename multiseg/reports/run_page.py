@@ -29,13 +29,17 @@ from multiseg.reports.picked_cases import picked_cases
 from multiseg.reports.run_doubts import doubts
 from multiseg.reports.run_record import EvaluationRecord, RunRecord
 from multiseg.reports.training_curves import TRAINING_NOTE, training_curves, value_of
+from multiseg.types import OnStep, no_progress
 
 
-def run_page(runs: Sequence[RunRecord], device: str = "cpu", with_cases: bool = True) -> str:
+def run_page(
+    runs: Sequence[RunRecord], device: str = "cpu", with_cases: bool = True, on_case: OnStep = no_progress
+) -> str:
     """The HTML page of runs; the first one's evaluation chooses the cases that are drawn.
 
     Args:
         with_cases: whether cases are drawn, for which their store is read and the models answer again.
+        on_case: called after each model's answer to one of them.
     """
     names = ", ".join(run.name for run in runs)
     sections = [
@@ -43,7 +47,7 @@ def run_page(runs: Sequence[RunRecord], device: str = "cpu", with_cases: bool = 
         Section("Training", training_curves(runs), TRAINING_NOTE),
         Section("What it learnt from", [_data(run, runs) for run in runs]),
         Section("Evaluation", _evaluations(runs), _evaluation_note(runs)),
-        *([picked_cases(runs, device)] if with_cases and any(run.evaluations for run in runs) else []),
+        *([picked_cases(runs, device, on_case)] if with_cases and any(run.evaluations for run in runs) else []),
         Section("What to look at", [doubts(runs)]),
         Section("How it was made", _making(runs)),
     ]

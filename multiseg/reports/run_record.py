@@ -47,9 +47,9 @@ class EvaluationRecord:
         return self.folder.name
 
     @property
-    def answered(self) -> Mapping[str, Any]:
-        """How the model answered, see `Evaluation.answered`; empty if as `predict` does by default."""
-        return dict(self.about.get(ANSWERED, {}))
+    def answered(self) -> Any:
+        """What summary.json says of how the model answered, see `Evaluation.answered`; {} if as `predict` does."""
+        return self.about.get(ANSWERED, {})
 
     @property
     def held_out(self) -> pd.DataFrame:
@@ -118,7 +118,8 @@ def _read_evaluation(folder: Path, digest: str) -> EvaluationRecord:
 
 def _read_rows(path: Path) -> pd.DataFrame:
     rows = read_table(path)
-    return rows.assign(learnt=rows["learnt"].fillna(NOT_LEARNT))  # an empty cell of a CSV file is a missing value
+    # An empty cell of a CSV file is a missing value, and a column of nothing else is one of numbers.
+    return rows.assign(learnt=rows["learnt"].astype(object).fillna(NOT_LEARNT))
 
 
 def _events(path: Path) -> list[dict[str, Any]]:

@@ -82,7 +82,7 @@ def train(
     processes train one model together.
 
     Args:
-        overwrite: delete an existing run and start over, instead of resuming.
+        overwrite: delete an existing run, with the brain network of its model, and start over, instead of resuming.
         on_start: is called with what the model will be, before the first step.
         accept_changes: resume although the training or validation cases have changed. The change is logged, and the
             result is no longer that of an uninterrupted run.

@@ -18,6 +18,7 @@ from multiseg.files import check_folder, lock_folder, write_atomically
 from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import StreamOptions
 from multiseg.modalities import as_names
+from multiseg.models.brain_network import delete_in
 from multiseg.models.builders import multi_unet
 from multiseg.models.saved import BEST, LAST
 from multiseg.own import is_own
@@ -220,7 +221,9 @@ def _read_settings(out: Path) -> dict[str, Any]:
 
 
 def _delete_run(out: Path) -> None:
-    """Delete the files of an earlier training, and nothing else."""
+    """Delete the files of an earlier training and the brain network of its model, and nothing else."""
+    if any((out / name).exists() for name in FILES):
+        delete_in(out)  # first, so that an interruption leaves no brain network without its model
     for name in FILES:
         (out / name).unlink(missing_ok=True)
     for file in (out / TENSORBOARD).glob("events.*"):

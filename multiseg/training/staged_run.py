@@ -13,6 +13,7 @@ import tomli_w
 from multiseg.errors import UsageError
 from multiseg.files import check_folder, lock_folder, write_atomically
 from multiseg.labels import LabelSpace
+from multiseg.models.brain_network import delete_in
 from multiseg.models.saved import BEST, LAST
 from multiseg.models.two_branch import ANATOMY_SEQUENCES, branch_space
 from multiseg.store.reader import Case, Store
@@ -227,7 +228,9 @@ def _to_label(store: Store, options: TrainOptions, space: LabelSpace) -> list[Ca
 
 
 def _delete_models(out: Path) -> None:
-    """Delete the final model of an earlier run."""
+    """Delete the final model of an earlier run, and the brain network of that."""
+    if any((out / name).exists() for name in (BEST, LAST)):
+        delete_in(out)
     for name in (BEST, LAST):
         (out / name).unlink(missing_ok=True)
 

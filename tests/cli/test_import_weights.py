@@ -9,6 +9,7 @@ from json_documents import checked
 from torch import Tensor
 
 from multiseg.cli.app import run
+from multiseg.models.brain_network import BRAIN_FILE
 from multiseg.models.builders import multi_unet
 from multiseg.models.saved import load_model, read_info
 
@@ -143,5 +144,7 @@ def test_a_model_is_replaced_only_when_asked(weights: Path, tmp_path: Path, caps
     assert run([*command, "--untrained", "PD"]) == 2
     assert "already holds a model (model.safetensors)" in " ".join(capsys.readouterr().err.split())
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+    (tmp_path / "out" / BRAIN_FILE).write_bytes(b"the brain network of the model before")
     assert run([*command, "--untrained", "PD", "--overwrite"]) == 0
+    assert not (tmp_path / "out" / BRAIN_FILE).exists()
     assert load_model(tmp_path / "out").info.trained_on["PD"] == ()

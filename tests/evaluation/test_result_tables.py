@@ -32,6 +32,12 @@ def test_a_table_of_such_names_is_read_back(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(read_table(tmp_path / "cases.csv"), table, check_dtype=False)
 
 
+def test_databases_and_cases_that_are_called_by_numbers_stay_texts(tmp_path: Path) -> None:
+    table = pd.DataFrame({"database": ["007"], "case": ["010"], "dice": [0.5]})
+    write_table(tmp_path / "cases.csv", table)
+    pd.testing.assert_frame_equal(read_table(tmp_path / "cases.csv"), table, check_dtype=False)
+
+
 def test_parquet_keeps_texts_and_numbers(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     table = pd.DataFrame({"case": NAMES, "dice": [0.5, math.nan, -1.0] + [0.25] * (len(NAMES) - 3), "num_cases": 3})

@@ -241,7 +241,10 @@ def test_another_order_of_axes_is_the_same_place(url: str, tmp_path: Path) -> No
     image = nib.load(mask)
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[::-1], image.affine @ flip(image.shape[0])), mask)
     found, _ = find_corrections(tmp_path / "out", url)
-    assert ingest_corrections(url, found, OPTIONS, dry_run=True).written == [NAME]
+    steps: list[tuple[int, int, str]] = []
+    report = ingest_corrections(url, found, OPTIONS, dry_run=True, on_case=lambda *step: steps.append(step))
+    assert report.written == [NAME]
+    assert steps == [(1, 1, NAME)]
     assert list(open_store(url)["cedar"].schemas) == ["lesion"]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import dask
 import pytest
 from distributed import LocalCluster
+from distributed.client import ClosedClientError
 
 from multiseg.errors import DataError, ResourceError, UsageError
 from multiseg.store.ingest import ingestion, parallel
@@ -176,8 +177,9 @@ def test_a_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("num_before", [0, 2])
-def test_a_scheduler_that_ends_is_named(monkeypatch: pytest.MonkeyPatch, num_before: int) -> None:
-    """Its client cancels what is unfinished."""
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_a_scheduler_that_ends_is_named(monkeypatch: pytest.MonkeyPatch, num_before: int, is_closed: bool) -> None:
+    """Its client cancels what is unfinished; once it is closed, it refuses what is submitted."""
     given = []
 
     class Cut(ThreadPoolExecutor):
@@ -185,6 +187,8 @@ def test_a_scheduler_that_ends_is_named(monkeypatch: pytest.MonkeyPatch, num_bef
             given.append(args)
             if len(given) <= num_before:
                 return super().submit(function, *args, **named)
+            if is_closed:
+                raise ClosedClientError("Client object has been closed")
             future: Future[Any] = Future()
             future.cancel()
             future.set_running_or_notify_cancel()

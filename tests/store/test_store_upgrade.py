@@ -99,7 +99,11 @@ def test_from_the_command_line(copy: Path, sound: Path, capsys: pytest.CaptureFi
 
 @pytest.mark.slow
 def test_new_cases_come_into_a_converted_database(copy: Path, tmp_path: Path) -> None:
-    assert upgrade_store(str(copy)).is_done
+    steps: list[tuple[int, int, str]] = []
+    assert upgrade_store(str(copy), on_step=lambda *step: steps.append(step)).is_done
+    assert [done for done, _, _ in steps] == list(range(1, steps[0][1] + 1))
+    assert steps[-1][2].startswith("beta/")
+    assert {total for _, total, _ in steps} == {len(steps)}
     more = case(tmp_path, "P7", 7, split="train", participant={"age": 50.0, "handed": "left"})
     assert take(copy, more, labels=("lesion", "tissue")).written == ("P7",)
     assert [one.name for one in open_store(str(copy))["alpha"].cases] == ["P2", "P1", "P7"]

@@ -38,7 +38,7 @@ def run_command(
 
     multiseg fed run centre run.toml --from-round 12
     """
-    from multiseg.cli.console import messages, print_json
+    from multiseg.cli.console import after_document, messages, print_json
     from multiseg.federation.flower.submit import submit
 
     number, warnings = submit(folder, settings, cuda, from_round)
@@ -49,7 +49,8 @@ def run_command(
     else:
         messages().print(f"Run {number} submitted. To follow it: multiseg fed log {folder} --follow", soft_wrap=True)
     # With --json, stdout holds one JSON document and nothing else.
-    return _follow(folder, str(number), stream=sys.stderr if as_json else sys.stdout) if follow else 0
+    with after_document():
+        return _follow(folder, str(number), stream=sys.stderr if as_json else sys.stdout) if follow else 0
 
 
 def status_command(folder: ServerHome, as_json: AsJson = False) -> int:

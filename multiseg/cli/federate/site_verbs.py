@@ -27,7 +27,7 @@ def join_command(
 
     multiseg fed join site.toml
     """
-    from multiseg.cli.console import plain, print_json, print_table
+    from multiseg.cli.console import after_document, plain, print_json, print_table
     from multiseg.federation.flower.joining import become
     from multiseg.federation.flower.preflight import ERROR, OK, hinders, preflight_apart
     from multiseg.federation.sites.site_settings import read_site
@@ -43,7 +43,8 @@ def join_command(
     # Some errors may pass while the site waits, such as a server that is offline: they do not prevent joining.
     failed = any(result.level == ERROR if check else hinders(result) for result in results)
     if not check and not failed:
-        become(site, settings)
+        with after_document():
+            become(site, settings)
     return 3 if failed else 0
 
 

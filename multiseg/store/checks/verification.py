@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,12 +30,10 @@ from multiseg.store.hierarchy import (
     open_root,
     zarr_store,
 )
-
-OnCase = Callable[[int, int, str], None]
-"""Called with the number of checked cases, the total number, and "DATABASE/CASE"."""
+from multiseg.types import OnStep, no_progress
 
 
-def verify_store(url: str, on_case: OnCase = lambda done, total, case: None, workers: int = 1) -> list[Finding]:
+def verify_store(url: str, on_case: OnStep = no_progress, workers: int = 1) -> list[Finding]:
     """Find everything that is wrong with a store. Nothing is written, and a damaged store does not raise an error.
 
     All chunks of all arrays are decoded, which checks their checksums. Each worker handles one case at a time.
@@ -57,7 +55,7 @@ def verify_store(url: str, on_case: OnCase = lambda done, total, case: None, wor
     return faults.found + verify_rows(layouts, on_case, workers)
 
 
-def verify_rows(layouts: Sequence[Layout], on_case: OnCase, workers: int) -> list[Finding]:
+def verify_rows(layouts: Sequence[Layout], on_case: OnStep, workers: int) -> list[Finding]:
     """The findings on the rows of databases, each by itself and all together."""
     faults = Faults()
     for layout in layouts:

@@ -33,7 +33,7 @@ from multiseg.store.root import DatabaseInfo, existing_root, locked
 from multiseg.store.rows import RATER
 from multiseg.store.stored_case import as_prepared
 from multiseg.store.upkeep.removal import complete_removals
-from multiseg.types import Codes
+from multiseg.types import Codes, OnStep, no_progress
 
 MARGIN = 1
 """Voxels of the store: how far from the centres of the outermost ones a mask may reach. Resampling, which gives a voxel
@@ -103,6 +103,7 @@ def ingest_corrections(
     options: CorrectionOptions,
     report: CorrectionReport | None = None,
     dry_run: bool = False,
+    on_case: OnStep = no_progress,
 ) -> CorrectionReport:
     """Write corrected masks into a store. A case that fails is reported, and the others continue.
 
@@ -113,6 +114,7 @@ def ingest_corrections(
     Args:
         report: what is known already; it is added to and returned.
         dry_run: whether only to say what would be written.
+        on_case: called after each case.
 
     Raises:
         StoreError: there is no store, or it is damaged.
@@ -124,7 +126,7 @@ def ingest_corrections(
         store = open_store(url)
         root = existing_root(url, "r+", store.spacing_mm)
         assert root is not None
-        for correction in corrections:
+        for done, correction in enumerate(corrections, start=1):
             try:
                 is_new = _ingest_one(store, None if dry_run else root, correction, options, report)
             except DataError as error:
@@ -132,6 +134,7 @@ def ingest_corrections(
             else:
                 (report.written if is_new else report.unchanged).append(correction.name)
                 store = open_store(url) if is_new and not dry_run else store
+            on_case(done, len(corrections), correction.name)
     return report
 
 

@@ -59,11 +59,18 @@ class Forecast:
     cases: tuple[CaseReport, ...] = ()
 
 
-def forecast(files: DatabaseFiles, url: str, options: IngestOptions, elsewhere: Collection[str] = ()) -> Forecast:
+def forecast(
+    files: DatabaseFiles,
+    url: str,
+    options: IngestOptions,
+    elsewhere: Collection[str] = (),
+    on_case: Callable[[str], None] = lambda case: None,
+) -> Forecast:
     """Forecast an ingest: read the names and headers of all files, and prepare one case of median size.
 
     Args:
         elsewhere: cases and people of other databases, which a split file may name as well.
+        on_case: called once for each case, as its headers are read or nothing has to be read.
 
     Raises:
         UsageError, StoreError: as `ingest.ingest`.
@@ -74,7 +81,11 @@ def forecast(files: DatabaseFiles, url: str, options: IngestOptions, elsewhere: 
         elsewhere = {renamed.name(name) for name in elsewhere}
     check_names(files)
     intake = with_landmarks(sort_out(files, url, options, elsewhere), url, FEW_CASES)
-    sizes, failures = _sizes(files.name, intake)
+    to_read = {case.case for case in intake.todo}
+    for case in files.cases:
+        if case.case not in to_read:
+            on_case(f"{files.name}/{case.case}")
+    sizes, failures = _sizes(files.name, intake, on_case)
     findings = [finding for group in intake.findings.values() for finding in group] + failures
     seconds, stored, volumes = 0.0, 0, {}
     if sizes:
@@ -108,10 +119,11 @@ def forecast(files: DatabaseFiles, url: str, options: IngestOptions, elsewhere: 
     )
 
 
-def _sizes(database: str, intake: Intake) -> tuple[dict[str, Estimate], list[Finding]]:
+def _sizes(database: str, intake: Intake, on_case: Callable[[str], None]) -> tuple[dict[str, Estimate], list[Finding]]:
     """The estimate of each case from its headers, and an error for each case that has none."""
     sizes, failures = {}, []
     for case in intake.todo:
+        on_case(f"{database}/{case.case}")
         try:
             sizes[case.case] = estimate(case, intake.info.recipe)
         except DataError as error:

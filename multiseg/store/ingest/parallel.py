@@ -85,7 +85,7 @@ def run_tasks(
     todo, suspects = deque(waiting), deque[Task]()
     while todo or suspects:
         with _executor(workers, len(tasks)) as executor:
-            pool = _Pool(function, executor, workers, _death_errors(workers))
+            pool = _Pool(function, executor, workers, _death_errors(workers), _closed_errors(workers))
             if suspects:
                 yield pool.run_alone(suspects.popleft())
                 continue
@@ -142,6 +142,7 @@ class _Pool(Generic[Task, Result]):
     executor: Executor
     workers: Workers
     death_errors: tuple[type[Exception], ...]
+    closed_errors: tuple[type[Exception], ...]
     running: dict[Future[Result], _Waiting[Task]] = field(default_factory=dict)
     is_broken: bool = False
 
@@ -166,13 +167,11 @@ class _Pool(Generic[Task, Result]):
         """Submit a task; None if a worker has died, so that the task was not started."""
         try:
             return self.executor.submit(self.function, task)
+        except self.closed_errors as error:
+            raise _gone(self.workers) from error
         except self.death_errors:
             self.is_broken = True
             return None
-        except Exception as error:
-            if type(error).__name__ == "ClosedClientError":  # of dask, which may not be installed
-                raise _gone(self.workers) from error
-            raise
 
     def _has_free_worker(self) -> bool:
         # Unfetched results occupy no worker, but would pile up if the consumer is slow: limit them too.
@@ -193,7 +192,7 @@ class _Pool(Generic[Task, Result]):
             return Done(task, None, error)
         except MemoryError as error:
             return Done(task, None, _out_of_memory(error))
-        except CancelledError as error:  # nobody here cancels a task
+        except self.closed_errors as error:
             raise _gone(self.workers) from error
         except self.death_errors:
             self.is_broken = True
@@ -219,6 +218,15 @@ def _death_errors(workers: Workers) -> tuple[type[Exception], ...]:
     from distributed import KilledWorker
 
     return BrokenExecutor, KilledWorker
+
+
+def _closed_errors(workers: Workers) -> tuple[type[Exception], ...]:
+    """The exceptions that mean that the scheduler of a cluster is gone."""
+    if workers.kind in (THREADS, PROCESSES):
+        return (CancelledError,)  # nobody here cancels a task
+    from distributed.client import ClosedClientError
+
+    return CancelledError, ClosedClientError
 
 
 def _out_of_memory(error: MemoryError) -> DataError:
@@ -281,7 +289,7 @@ def _check_alive(executor: Executor, workers: Workers) -> None:
             f"the dask scheduler at {workers.kind} answers, but no worker has started within {FIRST_WORKER_S:g} s. "
             "Start its workers, and run the command again."
         ) from error
-    except CancelledError as error:
+    except _closed_errors(workers) as error:
         raise _gone(workers) from error
     except failures as error:
         raise ResourceError(

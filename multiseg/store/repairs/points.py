@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -19,12 +19,13 @@ from multiseg.store.rows import mark_of
 from multiseg.store.shard_names import key_of, shards_named
 
 
-def repair_points(place: Place, rows: Rows) -> None:
-    """Restore damaged files of "foreground" of all cases whose label is sound.
+def repair_points(place: Place, rows: Rows, on_row: Callable[[], None]) -> None:
+    """Restore damaged files of "foreground" of all cases whose label is sound; `on_row` is called for each.
 
     The voxels are sampled with a seed made from the names of case and annotation, so that the files are the same again.
     """
     for row in rows.in_use:
+        on_row()
         record, text = rows.records.get(row), str(rows.columns["shards"][row])
         if record is None:  # only replaced versions may have no record here
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,11 +66,11 @@ class Rows:
         return values if self.status[row] == schema.COMMITTED else values | {"case": ""}
 
 
-def repair_rows(place: Place, name: str) -> Rows:
-    """Restore and return the rows of a database, whose metadata must be sound."""
+def repair_rows(place: Place, name: str, on_row: Callable[[], None]) -> Rows:
+    """Restore and return the rows of a database, whose metadata must be sound; `on_row` is called for each."""
     arrays = DatabaseArrays(open_group(place.store, name, "r+"))
     _repair_axis_names(place, arrays)
-    rows = _read(place, name, arrays)
+    rows = _read(place, name, arrays, on_row)
     _fit_extent(arrays, rows)
     if not rows.has_status:
         records = {row: rows.records.get(row) or _record_of(place, rows, row) for row in range(rows.num)}
@@ -147,7 +147,7 @@ def _repair_axis_names(place: Place, arrays: DatabaseArrays) -> None:
             _replace_chunk(place, array, block.index, values, what)
 
 
-def _read(place: Place, name: str, arrays: DatabaseArrays) -> Rows:
+def _read(place: Place, name: str, arrays: DatabaseArrays, on_row: Callable[[], None]) -> Rows:
     try:
         has_status = bool(place.read(f"{name}/status/c/0"))
         status = np.array(arrays["status"][:])
@@ -156,6 +156,7 @@ def _read(place: Place, name: str, arrays: DatabaseArrays) -> Rows:
         has_status, status = False, np.zeros(arrays.num_rows, dtype=np.uint8)
     rows = Rows(name, arrays, status, has_status)
     for row in range(min(rows.num, arrays["record"].shape[0])):
+        on_row()
         try:
             rows.records[row] = parse_record(str(arrays["record"][row]), "")
         except UNREADABLE:

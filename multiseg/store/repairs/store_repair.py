@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import count
 from typing import Any
 
 from multiseg.errors import StoreError
@@ -18,11 +19,10 @@ from multiseg.store.repairs.place import Log, Place, json_bytes
 from multiseg.store.repairs.points import repair_points
 from multiseg.store.repairs.row_repair import repair_rows
 from multiseg.store.root import check_place, locked, new_head
+from multiseg.types import OnStep, no_progress
 
-OnDatabase = Callable[[str], None]
 
-
-def repair(url: str, dry_run: bool = False, on_database: OnDatabase = lambda name: None) -> Log:
+def repair(url: str, dry_run: bool = False, on_step: OnStep = no_progress) -> Log:
     """Restore damaged or missing metadata, coordinates, records, states and sampled voxels of a store.
 
     Each of these is stored twice, or can be computed from others. Files are written one by one, each completely or not
@@ -30,6 +30,7 @@ def repair(url: str, dry_run: bool = False, on_database: OnDatabase = lambda nam
 
     Args:
         dry_run: only report what would be done.
+        on_step: called for each row when its record is read, and when its sampled voxels are checked.
 
     Raises:
         StoreError: there is no store, or it has another format.
@@ -44,14 +45,24 @@ def repair(url: str, dry_run: bool = False, on_database: OnDatabase = lambda nam
         head = _read_head(place)
         sound = []
         names = _databases(place, head)
+        num_steps = {name: 2 * len(place.names(f"{name}/record/c")) for name in names}
+        total, num_done = sum(num_steps.values()), 0
         for name in names:
-            on_database(name)
+            on_row = _counter(name, num_done, total, on_step)
             if repair_metadata(place, name):
-                repair_points(place, repair_rows(place, name))
+                repair_points(place, repair_rows(place, name, on_row), on_row)
                 sound.append(name)
+            num_done += num_steps[name]
+            on_step(num_done, total, name)
         _repair_root(place, head, names, sound)
         place.finish()
     return place.log
+
+
+def _counter(name: str, num_done: int, total: int, on_step: OnStep) -> Callable[[], None]:
+    """What to call after each step of a database, before which as many steps were done."""
+    steps = count(num_done + 1)
+    return lambda: on_step(min(next(steps), total), total, name)
 
 
 def _read_head(place: Place) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -30,11 +31,10 @@ from multiseg.store.records import FileMark, Record, record_of_row, record_text
 from multiseg.store.root import locked
 from multiseg.store.rows import mark_of
 from multiseg.store.shard_names import shards_text
+from multiseg.types import OnStep, no_progress
 
 OF_SPLITS = ("SUBJECT_IN_TWO_SPLITS", "SCAN_IN_TWO_SPLITS")
 """Codes of errors that do not come from lost files."""
-OnStep = Callable[[int, int, str], None]
-"""Called with the number of finished cases, the total number, and "DATABASE/CASE"."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,7 @@ class Upgrade:
     is_done: bool
 
 
-def upgrade_store(
-    url: str, accepted: Collection[str] = (), on_case: OnStep = lambda done, total, case: None, workers: int = 1
-) -> Upgrade:
+def upgrade_store(url: str, accepted: Collection[str] = (), on_step: OnStep = no_progress, workers: int = 1) -> Upgrade:
     """Convert a store of format 2 in place; a store of the newest format stays as it is.
 
     Every voxel is checked before anything is written, as `verify` does. If anything is damaged or seems lost, the store
@@ -55,6 +53,7 @@ def upgrade_store(
 
     Args:
         accepted: arrays, such as "ms/age", whose missing chunks the user knows to be empty.
+        on_step: called after each case that is checked, and after each that is converted.
 
     Raises:
         StoreError: there is no store at `url`, or it has another format.
@@ -70,11 +69,14 @@ def upgrade_store(
         names = [*head["databases"], *_unnamed(root, head["databases"])]
         _check_accepted(root, names, accepted)
         layouts = [_read(root[name], name, head["grid_mm"], accepted, faults) for name in names]
-        faults.found.extend(verify_rows(layouts, on_case, workers))
+        num_checked = sum(len(layout.status) for layout in layouts)
+        total = num_checked + sum(int(layout.expected.in_use.sum()) for layout in layouts)
+        faults.found.extend(verify_rows(layouts, lambda done, _, case: on_step(done, total, case), workers))
         if any(map(_prevents_upgrade, faults.found)):
             return Upgrade(faults.found, False)
+        steps = count(num_checked + 1)
         for layout in layouts:
-            _convert(DatabaseArrays(root[layout.name]), layout)
+            _convert(DatabaseArrays(root[layout.name]), layout, lambda case: on_step(next(steps), total, case))
         sync_names(root)
         root.attrs[ROOT_KEY] = head | {"format": schema.FORMAT}
     return Upgrade(faults.found, True)
@@ -105,7 +107,7 @@ def _read(group: zarr.Group, name: str, grid_mm: Sequence[float], accepted: Coll
     return layout
 
 
-def _convert(arrays: DatabaseArrays, layout: Layout) -> None:
+def _convert(arrays: DatabaseArrays, layout: Layout, on_case: Callable[[str], None]) -> None:
     """Write what format 3 adds. After an upgrade that died, this writes the same again."""
     arrays.require_coordinates()
     arrays.set_rows(max(1, len(layout.status)))
@@ -115,7 +117,10 @@ def _convert(arrays: DatabaseArrays, layout: Layout) -> None:
     arrays["status"][:] = arrays["status"][:]
     rows = np.flatnonzero(layout.expected.in_use)
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        records = list(pool.map(lambda row: _record(arrays, layout, int(row)), rows))
+        records = []
+        for row, record in zip(rows, pool.map(lambda row: _record(arrays, layout, int(row)), rows), strict=True):
+            records.append(record)
+            on_case(f"{layout.name}/{layout.case(int(row))}")
         list(pool.map(lambda row, record: arrays["record"].__setitem__(int(row), record_text(record)), rows, records))
     shards = np.full(arrays.num_rows, "", dtype=object)
     revision = np.zeros(arrays.num_rows, dtype=np.int64)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,10 @@ from multiseg.store.records import Record
 from multiseg.store.repairs.place import aside_of, aside_url
 from multiseg.store.root import check_place, locked
 from multiseg.store.rows import read_record
+from multiseg.types import OnStep, no_progress
+
+OnRow = Callable[[str], None]
+"""Called after each row with the name of its database."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,11 @@ class Removed:
 
 
 def remove(
-    url: str, cases: Collection[str] = (), subjects: Collection[str] = (), dry_run: bool = False
+    url: str,
+    cases: Collection[str] = (),
+    subjects: Collection[str] = (),
+    dry_run: bool = False,
+    on_step: OnStep = no_progress,
 ) -> tuple[Removed, ...]:
     """Delete cases from a store: voxels, names, metadata of the patients, and provenance.
 
@@ -51,6 +60,7 @@ def remove(
     Args:
         cases: as DATABASE/CASE.
         subjects: as DATABASE/SUBJECT; all cases of these people are removed.
+        on_step: called after each deleted row.
 
     Raises:
         UsageError: a name is not of the form DATABASE/NAME.
@@ -71,7 +81,7 @@ def remove(
         found = _find_cases(root, requests)
         for database in dict.fromkeys(removed.database for removed in found):
             _begin(root[database], [removed for removed in found if removed.database == database])
-        finish_removals(root)
+        finish_removals(root, on_step)
         _delete_leftovers(url)
     return found
 
@@ -155,22 +165,30 @@ def complete_removals(url: str) -> None:
         finish_removals(open_root(url, "r+"))
 
 
-def finish_removals(root: zarr.Group) -> None:
+def finish_removals(root: zarr.Group, on_step: OnStep = no_progress) -> None:
     """Complete removals begun by this process or by one that died. The caller must hold the store's lock."""
-    for name in database_names(root):
-        group = root.get(name)
-        if isinstance(group, zarr.Group) and (rows := list(group.attrs.get(schema.REMOVING, ()))):
-            _finish(group, rows)
+    groups = [group for name in database_names(root) if isinstance(group := root.get(name), zarr.Group)]
+    rows = {group.path: list(group.attrs.get(schema.REMOVING, ())) for group in groups}
+    on_row = _counter(rows, on_step)
+    for group in groups:
+        if rows[group.path]:
+            _finish(group, rows[group.path], on_row)
 
 
-def _finish(group: zarr.Group, rows: Sequence[int]) -> None:
+def _counter(rows: Mapping[str, Sequence[int]], on_step: OnStep) -> OnRow:
+    """What to call after each of these rows of databases, so that `on_step` gets their number."""
+    total, steps = sum(map(len, rows.values())), count(1)
+    return lambda database: on_step(next(steps), total, database)
+
+
+def _finish(group: zarr.Group, rows: Sequence[int], on_row: OnRow) -> None:
     watch(group)
     arrays = DatabaseArrays(group)
     status = arrays["status"][:]
     if (status[rows] == schema.COMMITTED).any():
         status[[row for row in rows if status[row] == schema.COMMITTED]] = schema.SUPERSEDED
         arrays["status"][:] = status
-    empty_rows(arrays, rows)
+    _empty_rows(arrays, rows, on_row)
     sync_names(group)
     attributes = group.attrs.asdict()
     del attributes[schema.REMOVING]
@@ -179,7 +197,7 @@ def _finish(group: zarr.Group, rows: Sequence[int]) -> None:
     sync_names(group)
 
 
-def empty_rows(arrays: DatabaseArrays, rows: Iterable[int]) -> None:
+def _empty_rows(arrays: DatabaseArrays, rows: Iterable[int], on_row: OnRow) -> None:
     """Delete all data of rows that are not committed; their states stay."""
     group, store = arrays.group, arrays.group.store_path.store
     without_rows = (*schema.NAMED_AXES, *schema.BY_CASE, "status")
@@ -191,6 +209,7 @@ def empty_rows(arrays: DatabaseArrays, rows: Iterable[int]) -> None:
         for name in schema.BY_CASE:
             sync(store.delete_dir(f"{group.path}/{name}/c/{row}"))
         arrays.write_row(row, blank)
+        on_row(group.path)
     sync_names(group)
 
 
@@ -214,11 +233,15 @@ def _delete_leftovers(url: str) -> None:
         partial.unlink()
 
 
-def compact(url: str, dry_run: bool = False) -> dict[str, int]:
+def compact(url: str, dry_run: bool = False, on_step: OnStep = no_progress) -> dict[str, int]:
     """Delete replaced versions of cases, and what dead writers left. Returns the freed bytes by database.
 
     The rows become free for new cases. A reader that opened the store before and still reads a replaced version gets an
     error or, after the next ingest, another case: let trainings end first.
+
+    Args:
+        dry_run: only report what would be freed.
+        on_step: called after each row.
 
     Raises:
         StoreError: there is no store, or it is damaged.
@@ -227,11 +250,15 @@ def compact(url: str, dry_run: bool = False) -> dict[str, int]:
     check_place(url)
     if dry_run:
         root = open_root(url, "r")
-        return {name: _size_of(root[name], _unused_rows(root[name])) for name in database_names(root)}
+        rows = {name: _unused_rows(root[name]) for name in database_names(root)}
+        on_row = _counter(rows, on_step)
+        return {name: _size_of(root[name], unused, on_row) for name, unused in rows.items()}
     with locked(url):
         root = open_root(url, "r+")
         finish_removals(root)
-        return {name: _compact(root[name]) for name in database_names(root)}
+        rows = {name: _unused_rows(root[name]) for name in database_names(root)}
+        on_row = _counter(rows, on_step)
+        return {name: _compact(root[name], unused, on_row) for name, unused in rows.items()}
 
 
 def _unused_rows(group: zarr.Group) -> list[int]:
@@ -240,16 +267,17 @@ def _unused_rows(group: zarr.Group) -> list[int]:
     return [int(row) for row in np.flatnonzero(status != schema.COMMITTED)]
 
 
-def _size_of(group: zarr.Group, rows: list[int]) -> int:
-    store = group.store_path.store
-    prefixes = [f"{group.path}/{name}/c/{row}/" for row in rows for name in schema.BY_CASE]
-    return sum(sync(store.getsize_prefix(prefix)) for prefix in prefixes)
+def _size_of(group: zarr.Group, rows: Sequence[int], on_row: OnRow = lambda database: None) -> int:
+    store, num_bytes = group.store_path.store, 0
+    for row in rows:
+        num_bytes += sum(sync(store.getsize_prefix(f"{group.path}/{name}/c/{row}/")) for name in schema.BY_CASE)
+        on_row(group.path)
+    return num_bytes
 
 
-def _compact(group: zarr.Group) -> int:
-    rows = _unused_rows(group)
+def _compact(group: zarr.Group, rows: Sequence[int], on_row: OnRow) -> int:
     arrays, freed = DatabaseArrays(group), _size_of(group, rows)
-    empty_rows(arrays, rows)
+    _empty_rows(arrays, rows, on_row)
     status = arrays["status"][:]
     if (status == schema.SUPERSEDED).any():
         status[status == schema.SUPERSEDED] = schema.PENDING

@@ -1,5 +1,6 @@
 """`multiseg fed join` and `multiseg fed audit` at the command line."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from json_documents import checked
 
 from multiseg.cli.app import run
+from multiseg.errors import FederationError
 from multiseg.federation.flower import joining as joining
 from multiseg.federation.flower import preflight as looking
 from multiseg.federation.flower.preflight import Check
@@ -72,6 +74,34 @@ def test_what_is_amiss_is_shown(
     assert "mode 600" not in told
     run(["fed", "join", str(settings), "--check", "--json"])
     assert checked(capsys.readouterr().out, "fed-join")[0] == {"what": "key", "level": "ok", "said": "mode 600"}
+
+
+def test_one_document_is_printed_even_if_joining_fails(
+    settings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(site: object, path: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "python")
+
+    look(monkeypatch, GOOD)
+    monkeypatch.setattr(joining, "become", fail)
+    assert run(["fed", "join", str(settings), "--json"]) == 5
+    told = capsys.readouterr()
+    assert checked(told.out, "fed-join") == [vars(GOOD)]
+    assert "No space left on device" in told.err
+
+
+def test_a_submitted_run_whose_log_cannot_be_followed_is_one_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*args: object) -> None:
+        raise FederationError("the server has stopped.")
+
+    monkeypatch.setattr("multiseg.federation.flower.submit.submit", lambda *args: (7, []))
+    monkeypatch.setattr("multiseg.federation.flower.submit.show", fail)
+    assert run(["fed", "run", str(tmp_path), "run.toml", "--follow", "--json"]) == FederationError.exit_code
+    told = capsys.readouterr()
+    assert checked(told.out, "fed-run") == {"run": "7"}
+    assert "the server has stopped" in told.err
 
 
 def test_checks_that_are_real(settings: Path, capsys: pytest.CaptureFixture[str]) -> None:
