@@ -119,9 +119,9 @@ def find_lesions(predicted: Mask, truth: Mask, spacing_mm: SpacingMm, rule: Lesi
     components, num_components = ndimage.label(predicted, TOUCHING)
     lesions = np.where(truth, grown, 0)
     meets = _meetings(grown, components, num_lesions, num_components)
-    voxels = np.bincount(lesions.ravel(), minlength=num_lesions + 1)
+    voxels = _sizes(lesions, num_lesions)
     hits = np.bincount(lesions[predicted], minlength=num_lesions + 1)
-    sizes = np.bincount(components.ravel(), minlength=num_components + 1)
+    sizes = _sizes(components, num_components)
     belonging = np.array([sum(sizes[component] for component in met) for met in meets])
     counted = np.flatnonzero(rule.counts(voxels * math.prod(spacing_mm)) & (np.arange(num_lesions + 1) > 0))
     hd95 = _distances(lesions, components, [(int(lesion), meets[lesion]) for lesion in counted], spacing_mm, diagonal)
@@ -193,6 +193,14 @@ def _dilated(mask: Mask, times: int) -> Mask:
         return mask  # 0 iterations mean "until nothing changes" to scipy
     grown: Mask = ndimage.binary_dilation(mask, GROWTH, iterations=times)
     return grown
+
+
+def _sizes(labels: Int[np.ndarray, "i j k"], num: int) -> Int[np.ndarray, " label"]:
+    """The number of voxels of each label, with 0. `bincount` copies what it counts, so it gets a plane at a time."""
+    sizes = np.zeros(num + 1, dtype=np.int64)
+    for plane in labels:
+        sizes += np.bincount(plane.ravel(), minlength=num + 1)
+    return sizes
 
 
 def _meetings(
