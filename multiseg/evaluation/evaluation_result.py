@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 
 from multiseg.evaluation.case_answers import AnswerOptions
-from multiseg.evaluation.case_panel import CasePanel
 from multiseg.evaluation.comparison import KEY, ScoringOptions
 from multiseg.evaluation.memory_budget import check_memory, memory_bytes
 from multiseg.evaluation.own_metrics import POLICY as OWN_POLICY
 from multiseg.evaluation.reliability import error_changes, expected_and_true, reliability_table
 from multiseg.evaluation.result_folder import ANSWERED, PROGRESS, RELIABILITY, check_room
+from multiseg.evaluation.slice_panel import SlicePanel
 from multiseg.evaluation.tables import write_parquet_beside, write_table
 from multiseg.files import write_atomically
 from multiseg.modalities import as_names
@@ -98,7 +98,7 @@ class Evaluation:
 
     cases: pd.DataFrame
     summary: pd.DataFrame
-    panels: tuple[CasePanel, ...]
+    panels: tuple[SlicePanel, ...]
     split: str
     left_out: Mapping[str, tuple[str, ...]]
     skipped: Mapping[str, str]

@@ -17,7 +17,6 @@ from multiseg.allocator import keep_memory
 from multiseg.errors import DataError, UsageError
 from multiseg.evaluation.adaptation import check_adaptable
 from multiseg.evaluation.case_answers import check_mirrored
-from multiseg.evaluation.case_panel import CasePanel
 from multiseg.evaluation.comparison import (
     COLUMNS,
     compared_rows,
@@ -29,6 +28,7 @@ from multiseg.evaluation.own_metrics import Metric, Metrics, identity_of, named_
 from multiseg.evaluation.panels import compared_panel
 from multiseg.evaluation.reliability import BINS, Confidence, confidence_row, reliability_table
 from multiseg.evaluation.result_folder import DoneCases, Rows, check_room, key_of
+from multiseg.evaluation.slice_panel import SlicePanel, slice_of
 from multiseg.evaluation.stored_answers import CaseAnswer, LoadedCase, answer_to, answers, load_case
 from multiseg.evaluation.subsets import check_subsets, chosen_subsets
 from multiseg.evaluation.voting import Voters, check_once
@@ -96,7 +96,7 @@ def evaluate(
     if folder:
         check_room(folder, key_of(*identity), overwrite)
     done = DoneCases(folder, *identity)
-    panels: list[CasePanel] = []
+    panels: list[SlicePanel] = []
     num_seen: Counter[str] = Counter()
     for index, case in enumerate(cases):
         on_case(index, len(cases), f"{case.database}/{case.name}")
@@ -288,13 +288,14 @@ def _rows_of_answer(
         yield {**row, "modalities": "+".join(answer.subset), "num_modalities": len(answer.subset)}
 
 
-def _panel(model: Voters, loaded: LoadedCase, predicted: Codes | None, options: EvaluateOptions) -> CasePanel:
+def _panel(model: Voters, loaded: LoadedCase, predicted: Codes | None, options: EvaluateOptions) -> SlicePanel:
     """A picture of the prediction from all usable sequences of the case; None is not predicted yet."""
     case = loaded.case
     learnt = {TRAIN: ", trained on", VAL: ", chosen by"}.get(how_learnt(model.learnt, case.content.values()), "")
     if predicted is None:  # done before, or no subset that was asked for
         predicted = answer_to(model, loaded, loaded.usable, options).predicted
-    return compared_panel(
+    panel = compared_panel(
         f"{case.database}/{case.name}", case.pathology, loaded.shown, loaded.truth.target, predicted,
         model.info.space.names, loaded.truth.annotated, case.grid.spacing_mm, learnt,
     )  # fmt: skip
+    return slice_of(panel)

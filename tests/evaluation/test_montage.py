@@ -11,8 +11,8 @@ from matplotlib.image import imread
 
 from multiseg.colours import PREDICTION_COLOUR, TRUTH_COLOUR
 from multiseg.errors import UsageError
-from multiseg.evaluation.case_panel import Parcels
-from multiseg.evaluation.montage import CasePanel, save_montage
+from multiseg.evaluation.case_panel import CasePanel, Parcels
+from multiseg.evaluation.montage import save_montage
 from multiseg.types import Mask
 
 SHAPE = (20, 24, 12)
