@@ -27,7 +27,7 @@ METRIC_BYTES = 20
 probabilities, when the windows are done."""
 MASK_BYTES = 4
 """For each voxel of a case: the masks of one structure, which are there while its surfaces are compared."""
-SURFACE_BYTES = 20
+SURFACE_BYTES = 24
 """For each voxel of the box around all structures: what the distances between surfaces, and the lesions, need."""
 
 
