@@ -11,13 +11,13 @@ from pathlib import Path
 import pandas as pd
 
 from multiseg.errors import CheckpointError, DataError, UsageError, few
-from multiseg.evaluation.case_panel import CasePanel
 from multiseg.evaluation.comparison import summary_of
 from multiseg.evaluation.evaluation_result import MONTAGE_CASES, EvaluateOptions, Evaluation
 from multiseg.evaluation.model_evaluation import evaluate
 from multiseg.evaluation.own_metrics import Metrics
 from multiseg.evaluation.reliability import joined_tables
 from multiseg.evaluation.result_folder import check_room, key_of
+from multiseg.evaluation.slice_panel import SlicePanel
 from multiseg.models.learnt_scans import NOT_KNOWN, TRAIN, VAL, how_learnt
 from multiseg.models.saved import model_path, read_learnt
 from multiseg.store.catalogue import select
@@ -170,7 +170,7 @@ def _joined(done: Sequence[Evaluation], runs: Sequence[FoldRun]) -> Evaluation:
     tables = [one.cases.assign(fold=run.fold.index) for one, run in zip(done, runs, strict=True)]
     cases = pd.concat(tables, ignore_index=True)
     num_shown: Counter[str] = Counter()
-    panels: list[CasePanel] = []
+    panels: list[SlicePanel] = []
     for panel in (panel for one in done for panel in one.panels):
         database = panel.name.partition("/")[0]
         num_shown[database] += 1

@@ -24,6 +24,7 @@ Lesions come before tissues, as in a target. A single structure wins from 0.5 on
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import reduce
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -87,7 +88,7 @@ def brain_of(images: Iterable[Float[np.ndarray, "i j k"]]) -> Bool[np.ndarray, "
     Args:
         images: one or more prepared sequences, which are 0 outside the brain.
     """
-    brain: Bool[np.ndarray, "i j k"] = np.logical_or.reduce([image != 0 for image in images])
+    brain: Bool[np.ndarray, "i j k"] = reduce(np.logical_or, (image != 0 for image in images))  # a volume at a time
     if brain.any():
         (box,) = ndimage.find_objects(brain.view(np.uint8))  # no hole is outside this box
         brain[box] = _filled(brain[box])

@@ -13,12 +13,12 @@ import pandas as pd
 from multiseg.errors import UsageError
 from multiseg.evaluation.adaptation import FOUND, check_adapt_to
 from multiseg.evaluation.case_answers import AnswerOptions
-from multiseg.evaluation.case_panel import CasePanel
 from multiseg.evaluation.comparison import KEY, ScoringOptions
 from multiseg.evaluation.memory_budget import check_memory, memory_bytes
 from multiseg.evaluation.own_metrics import POLICY as OWN_POLICY
 from multiseg.evaluation.reliability import error_changes, expected_and_true, reliability_table
 from multiseg.evaluation.result_folder import ANSWERED, PROGRESS, RELIABILITY, check_room
+from multiseg.evaluation.slice_panel import SlicePanel
 from multiseg.evaluation.tables import write_parquet_beside, write_table
 from multiseg.files import write_atomically
 from multiseg.modalities import as_names
@@ -131,7 +131,7 @@ class Evaluation:
 
     cases: pd.DataFrame
     summary: pd.DataFrame
-    panels: tuple[CasePanel, ...]
+    panels: tuple[SlicePanel, ...]
     split: str
     left_out: Mapping[str, tuple[str, ...]]
     skipped: Mapping[str, str]

@@ -21,6 +21,7 @@ from multiseg.evaluation.evaluation_result import MONTAGE_CASES, EvaluateOptions
 from multiseg.evaluation.own_metrics import Metric, Metrics, identity_of, named_metrics
 from multiseg.evaluation.panels import compared_panel
 from multiseg.evaluation.result_folder import check_room, key_of
+from multiseg.evaluation.slice_panel import SlicePanel, slice_of
 from multiseg.evaluation.zones import further_columns, zone_values, zones_of
 from multiseg.labels import LabelSchema, LabelSpace, SpaceLabel
 from multiseg.models.learnt_scans import NOT_KNOWN
@@ -114,7 +115,7 @@ def evaluate_files(
     skipped: dict[str, str] = {}
     doubts: dict[str, str] = {}
     rows: list[Mapping[str, object]] = []
-    panels: list[CasePanel] = []
+    panels: list[SlicePanel] = []
     num_seen: Counter[str] = Counter()
     for index, case in enumerate(selected):
         name = f"{case.database}/{case.name}"
@@ -127,7 +128,7 @@ def evaluate_files(
         doubts |= {name: text} if text else {}
         rows += [{"database": case.database, "case": case.name, "learnt": NOT_KNOWN, **row} for row in case_rows]
         num_seen[case.database] += 1
-        panels += [panel] if num_seen[case.database] <= MONTAGE_CASES else []
+        panels += [slice_of(panel)] if num_seen[case.database] <= MONTAGE_CASES else []
     if not rows:
         why = "; ".join(dict.fromkeys(skipped.values())) or "there is none"
         raise DataError(f"{store.url} has no case of the split {options.split or 'any'!r} to compare: {why}.")

@@ -119,9 +119,8 @@ def find_lesions(predicted: Mask, truth: Mask, spacing_mm: SpacingMm, rule: Lesi
     components, num_components = ndimage.label(predicted, TOUCHING)
     lesions = np.where(truth, grown, 0)
     meets = _meetings(grown, components, num_lesions, num_components)
-    voxels = np.bincount(lesions.ravel(), minlength=num_lesions + 1)
-    hits = np.bincount(lesions[predicted], minlength=num_lesions + 1)
-    sizes = np.bincount(components.ravel(), minlength=num_components + 1)
+    voxels, sizes = _sizes(lesions, num_lesions), _sizes(components, num_components)
+    hits = _sizes(lesions, num_lesions, predicted)
     belonging = np.array([sum(sizes[component] for component in met) for met in meets])
     counted = np.flatnonzero(rule.counts(voxels * math.prod(spacing_mm)) & (np.arange(num_lesions + 1) > 0))
     hd95 = _distances(lesions, components, [(int(lesion), meets[lesion]) for lesion in counted], spacing_mm, diagonal)
@@ -195,15 +194,25 @@ def _dilated(mask: Mask, times: int) -> Mask:
     return grown
 
 
+def _sizes(labels: Int[np.ndarray, "i j k"], num: int, inside: Mask | None = None) -> Int[np.ndarray, " label"]:
+    """The number of voxels of each label, with 0, in a mask or everywhere. `bincount` copies what it counts, so it gets
+    a plane at a time."""
+    sizes = np.zeros(num + 1, dtype=np.int64)
+    for index, plane in enumerate(labels):
+        sizes += np.bincount(plane.ravel() if inside is None else plane[inside[index]], minlength=num + 1)
+    return sizes
+
+
 def _meetings(
     grown: Int[np.ndarray, "i j k"], components: Int[np.ndarray, "i j k"], num_lesions: int, num_components: int
 ) -> list[set[int]]:
     """The predicted components that meet each grown lesion, by its number; 0 is no lesion and meets none."""
-    both = (grown > 0) & (components > 0)
-    pairs = np.unique(grown[both].astype(np.int64) * (num_components + 1) + components[both])
     meets: list[set[int]] = [set() for _ in range(num_lesions + 1)]
-    for lesion, component in zip(*np.divmod(pairs, num_components + 1), strict=True):
-        meets[int(lesion)].add(int(component))
+    for lesions, found in zip(grown, components, strict=True):  # pairs of whole volumes take much memory
+        both = (lesions > 0) & (found > 0)
+        pairs = np.unique(lesions[both].astype(np.int64) * (num_components + 1) + found[both])
+        for lesion, component in zip(*np.divmod(pairs, num_components + 1), strict=True):
+            meets[int(lesion)].add(int(component))
     return meets
 
 

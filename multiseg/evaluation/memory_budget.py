@@ -53,17 +53,22 @@ def check_memory(text: str, adapts: bool) -> None:
         raise UsageError("--memory does not bound an adaptation: leave out --memory, or --adapt.")
 
 
-def fitted(models: Sequence[Model], shown: Shown, options: AnswerOptions, other_bytes: int) -> AnswerOptions:
+def fitted(
+    models: Sequence[Model], shown: Shown, options: AnswerOptions, other_bytes: int, later_bytes: int = 0
+) -> AnswerOptions:
     """The options with the number of windows that fit into their budget together; without a budget as they are.
 
     The budget is for the whole process. The libraries and the case, which are in memory already, are measured; what is
     still to come is computed from the shapes. Freed memory is returned to the system first.
 
     Args:
-        other_bytes: what the caller keeps beside the windows, at most: probabilities, labels, surfaces.
+        other_bytes: what the caller keeps beside the windows, at most: probabilities, labels.
+        later_bytes: what the caller needs when all windows are done and their sums are gone, at most; what it still
+            keeps by then is part of it.
 
     Raises:
-        UsageError: not even one window fits; the message names the smallest budget that works.
+        UsageError: not even one window fits, or what comes later does not; the message names the smallest budget
+            that works.
     """
     if not options.memory:
         return options
@@ -77,10 +82,11 @@ def fitted(models: Sequence[Model], shown: Shown, options: AnswerOptions, other_
     copies = sum(len(model.info.axis) for model in models if model.info.axis != shown.axis) * shown.images[0].nbytes
     fixed = base + sums + copies + math.prod(shown.images.shape[1:]) + other_bytes
     num = min(most, (options.memory - fixed) // window) if window else most
-    if num < 1:
+    smallest = max(fixed + window, base + later_bytes)
+    if options.memory < smallest:
         raise UsageError(
             f"--memory {in_gb(options.memory)} is too little for this case: the smallest that works is "
-            f"{in_gb(fixed + window)}."
+            f"{in_gb(smallest)}."
         )
     return replace(options, windows_at_once=int(num))
 

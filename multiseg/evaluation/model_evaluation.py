@@ -17,7 +17,6 @@ from multiseg.allocator import keep_memory
 from multiseg.errors import DataError, UsageError
 from multiseg.evaluation.adaptation import FOUND, TRUE_LESION, check_adaptable
 from multiseg.evaluation.case_answers import check_mirrored
-from multiseg.evaluation.case_panel import CasePanel
 from multiseg.evaluation.comparison import (
     COLUMNS,
     compared_rows,
@@ -28,8 +27,9 @@ from multiseg.evaluation.evaluation_result import MONTAGE_CASES, EvaluateOptions
 from multiseg.evaluation.own_metrics import Metric, Metrics, identity_of, named_metrics
 from multiseg.evaluation.panels import compared_panel
 from multiseg.evaluation.reliability import BINS, Confidence, confidence_row, reliability_table
-from multiseg.evaluation.result_folder import DoneCases, check_room, key_of
-from multiseg.evaluation.stored_answers import LoadedCase, answer_to, answers, load_case
+from multiseg.evaluation.result_folder import DoneCases, Rows, check_room, key_of
+from multiseg.evaluation.slice_panel import SlicePanel, slice_of
+from multiseg.evaluation.stored_answers import CaseAnswer, LoadedCase, answer_to, answers, load_case
 from multiseg.evaluation.subsets import check_subsets, chosen_subsets
 from multiseg.evaluation.voting import Voters, check_once
 from multiseg.evaluation.zones import further_columns, zone_values
@@ -39,6 +39,7 @@ from multiseg.models.saved import Model, ModelInfo, load_model, model_path
 from multiseg.store.catalogue import select
 from multiseg.store.hierarchy import is_remote, local_path
 from multiseg.store.reader import Case, Store, open_store
+from multiseg.types import Codes
 
 
 def evaluate(
@@ -95,19 +96,21 @@ def evaluate(
     if folder:
         check_room(folder, key_of(*identity), overwrite)
     done = DoneCases(folder, *identity)
-    panels: list[CasePanel] = []
+    panels: list[SlicePanel] = []
     num_seen: Counter[str] = Counter()
     for index, case in enumerate(cases):
         on_case(index, len(cases), f"{case.database}/{case.name}")
-        loaded = load_case(model, store, case, options)
+        loaded, predicted = load_case(model, store, case, options), None
         if case_key(case) not in done.rows:
-            done.add(case_key(case), list(_rows(model, loaded, options, own)))
+            rows, predicted = _rows(model, loaded, options, own)
+            done.add(case_key(case), rows)
         num_seen[case.database] += 1
         if num_seen[case.database] <= MONTAGE_CASES:
-            panels.append(_panel(model, loaded, options))
-    rows = [_with_learnt(model, case, row) for case in cases for row in done.rows[case_key(case)]]
-    table = pd.DataFrame([{name: value for name, value in row.items() if name != BINS} for row in rows])
-    bins = reliability_table(rows)
+            panels.append(_panel(model, loaded, predicted, options))
+        del loaded, predicted  # before the next case is read
+    all_rows = [_with_learnt(model, case, row) for case in cases for row in done.rows[case_key(case)]]
+    table = pd.DataFrame([{name: value for name, value in row.items() if name != BINS} for row in all_rows])
+    bins = reliability_table(all_rows)
     return Evaluation(
         cases=table,
         summary=summary_of(table, further_columns(options.zones, own), bins),
@@ -262,29 +265,41 @@ def _unlisted(model: Voters, store: Store, cases: Sequence[Case]) -> dict[str, s
 
 def _rows(
     model: Voters, loaded: LoadedCase, options: EvaluateOptions, own: Mapping[str, Metric]
-) -> Iterator[dict[str, Any]]:
-    space = model.space
+) -> tuple[Rows, Codes | None]:
+    """The rows of a case, and what is predicted from all its usable sequences, if this was asked for."""
+    rows: Rows = []
+    predicted_from_all = None
     for answer in answers(model, loaded, options):
-        predicted, truth = answer.predicted, answer.truth
-        confidence = Confidence(answer.probabilities, answer.calibrated, answer.brain)
-        for row in compared_rows(loaded.case, truth, predicted, space, own, options.scoring):
-            label = str(row["label"])
-            row |= zone_values(loaded.zones, predicted, label, space)
-            if not options.lesion_assumed:  # the probabilities do not know of what is assumed
-                code = space.names.index(label) + 1
-                masks = (predicted == code, truth.target == code, truth.target != IGNORE)
-                row |= confidence_row(confidence, code - 1, masks, model.look_below(label))
-            yield {**row, "modalities": "+".join(answer.subset), "num_modalities": len(answer.subset)}
+        rows += _rows_of_answer(model, loaded, answer, options, own)
+        if answer.subset == loaded.usable:
+            predicted_from_all = answer.predicted
+        del answer  # before the next one is worked out: it holds volumes
+    return rows, predicted_from_all
 
 
-def _panel(model: Voters, loaded: LoadedCase, options: EvaluateOptions) -> CasePanel:
-    """A picture of the prediction from all usable sequences of the case."""
+def _rows_of_answer(
+    model: Voters, loaded: LoadedCase, answer: CaseAnswer, options: EvaluateOptions, own: Mapping[str, Metric]
+) -> Iterator[dict[str, Any]]:
+    space, predicted, truth = model.space, answer.predicted, answer.truth
+    confidence = Confidence(answer.probabilities, answer.calibrated, answer.brain)
+    for row in compared_rows(loaded.case, truth, predicted, space, own, options.scoring):
+        label = str(row["label"])
+        row |= zone_values(loaded.zones, predicted, label, space)
+        if not options.lesion_assumed:  # the probabilities do not know of what is assumed
+            code = space.names.index(label) + 1
+            masks = (predicted == code, truth.target == code, truth.target != IGNORE)
+            row |= confidence_row(confidence, code - 1, masks, model.look_below(label))
+        yield {**row, "modalities": "+".join(answer.subset), "num_modalities": len(answer.subset)}
+
+
+def _panel(model: Voters, loaded: LoadedCase, predicted: Codes | None, options: EvaluateOptions) -> SlicePanel:
+    """A picture of the prediction from all usable sequences of the case; None is not predicted yet."""
     case = loaded.case
     learnt = {TRAIN: ", trained on", VAL: ", chosen by"}.get(how_learnt(model.learnt, case.content.values()), "")
-    if loaded.usable not in loaded.predicted:  # done before, or no subset that was asked for
-        answer_to(model, loaded, loaded.usable, options)
-    predicted = loaded.predicted[loaded.usable]
-    return compared_panel(
+    if predicted is None:  # done before, or no subset that was asked for
+        predicted = answer_to(model, loaded, loaded.usable, options).predicted
+    panel = compared_panel(
         f"{case.database}/{case.name}", case.pathology, loaded.shown, loaded.truth.target, predicted,
         model.info.space.names, loaded.truth.annotated, case.grid.spacing_mm, learnt,
     )  # fmt: skip
+    return slice_of(panel)

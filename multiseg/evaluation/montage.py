@@ -5,11 +5,11 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from einops import rearrange
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -19,15 +19,13 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.textpath import text_to_path
-from scipy import ndimage
 
 from multiseg.colours import PREDICTION_COLOUR, TRUTH_COLOUR, colour_of
 from multiseg.errors import UsageError
-from multiseg.evaluation.case_panel import PNG, CasePanel, Image, Parcels
+from multiseg.evaluation.case_panel import PNG, CasePanel
+from multiseg.evaluation.slice_panel import Plane, SlicePanel, View, slice_of
 from multiseg.files import check_files, write_atomically
 from multiseg.modalities import in_canonical_order
-
-Plane: TypeAlias = Shaped[np.ndarray, "row column"]
 
 _PAGE, _CELL, _EMPTY_CELL = "#121418", "#000000", "#1a1d23"
 _BRIGHT, _SOFT, _FAINT = "#f2f4f8", "#b4bac6", "#737c8c"
@@ -42,15 +40,6 @@ _DOTS_PER_INCH = 150
 _MARGIN_VOXELS = 3
 _ENTRY_INCHES = 1.75
 _POINTS_PER_INCH = 72
-
-
-@dataclass(frozen=True)
-class _View:
-    """The part of a volume that is shown: the axial slice k, and the box of its in-plane voxels."""
-
-    i: slice
-    j: slice
-    k: int
 
 
 @dataclass(frozen=True)
@@ -94,24 +83,25 @@ class _Page:
         return left, top - self.cell_height
 
 
-def save_montage(path: Path, panels: Sequence[CasePanel], title: str = "", overwrite: bool = False) -> None:
+def save_montage(
+    path: Path, panels: Sequence[CasePanel | SlicePanel], title: str = "", overwrite: bool = False
+) -> None:
     """Write a PNG with one row for each case and one column for each sequence that any case has.
 
-    A row shows the axial slice on which truth and prediction together are largest; for several structures the one
-    with the largest sum of their areas, relative to their maxima; without any structure the middle of the brain.
-    The file is written atomically.
+    A row shows one axial slice, see `choose_view`. The file is written atomically.
 
     Raises:
         UsageError: no panel has an image, the name does not end in .png, or the file exists and `overwrite` is False.
     """
     check_files([path], overwrite=overwrite, kinds=PNG)
-    columns = in_canonical_order(name for panel in panels for name in panel.images)
-    parcels = tuple(dict.fromkeys(name for panel in panels for name in panel.parcels))
+    slices = [panel if isinstance(panel, SlicePanel) else slice_of(panel) for panel in panels]
+    columns = in_canonical_order(name for one in slices for name in one.greys)
+    parcels = tuple(dict.fromkeys(name for one in slices for name in one.parcels))
     if not columns:
         raise UsageError(f"there is no image in {len(panels)} cases, so there is nothing to draw. Give at least one.")
     columns += parcels
-    colours = _colours(panels)
-    entries = _legend_entries(panels, colours)
+    colours = _colours(slices)
+    entries = _legend_entries(slices, colours)
     cell_width = float(np.clip(min(12 / len(columns), 15 / len(panels)), 2.0, 3.2))
     headings = [_fit(name, cell_width, FontProperties(size=10, weight="bold"), 2) for name in columns]
     page = _Page(
@@ -125,7 +115,7 @@ def save_montage(path: Path, panels: Sequence[CasePanel], title: str = "", overw
     FigureCanvasAgg(figure)  # registers itself with the figure, so that pyplot is not needed
     _draw_frame(figure, page, headings, title)
     _draw_legend(figure, page, entries)
-    for row, panel in enumerate(panels):
+    for row, panel in enumerate(slices):
         _draw_row(figure, page, row, panel, columns, colours)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH)
@@ -146,18 +136,18 @@ def _draw_frame(figure: Figure, page: _Page, headings: Sequence[str], title: str
     _write(figure, page, page.edge, 0.44, convention, size=7, color=_SOFT, va="top")
 
 
-def _colours(panels: Sequence[CasePanel]) -> dict[str, str]:
+def _colours(panels: Sequence[SlicePanel]) -> dict[str, str]:
     """A colour for every structure that occurs in a case; a name has the same colour everywhere.
 
     The first name has the first colour, as in the label table of a model's prediction.
     """
     all_parcels = [parcels for panel in panels for parcels in panel.parcels.values()]
     names = dict.fromkeys(name for parcels in all_parcels for name in parcels.names)
-    present = {parcels.names[code - 1] for parcels in all_parcels for code in np.unique(parcels.codes) if code}
+    present = {name for parcels in all_parcels for name in parcels.present}
     return {name: colour_of(index) for index, name in enumerate(names) if name in present}
 
 
-def _legend_entries(panels: Sequence[CasePanel], colours: Mapping[str, str]) -> list[Artist]:
+def _legend_entries(panels: Sequence[SlicePanel], colours: Mapping[str, str]) -> list[Artist]:
     """The outlines and the structures that occur in any case."""
     entries: list[Artist] = []
     if any(panel.truth is not None for panel in panels):
@@ -187,28 +177,25 @@ def _draw_legend(figure: Figure, page: _Page, entries: Sequence[Artist]) -> None
 
 
 def _draw_row(
-    figure: Figure, page: _Page, row: int, panel: CasePanel, columns: Sequence[str], colours: Mapping[str, str]
+    figure: Figure, page: _Page, row: int, panel: SlicePanel, columns: Sequence[str], colours: Mapping[str, str]
 ) -> None:
-    view = _choose_view(panel) if panel.images else None
-    _draw_label(figure, page, row, panel, view, colours)
+    _draw_label(figure, page, row, panel, colours)
     for column, name in enumerate(columns):
         left, bottom = page.corner(row, column)
         width, height = page.width, page.height
         axes = figure.add_axes((left / width, bottom / height, page.cell_width / width, page.cell_height / height))
         axes.set(xticks=[], yticks=[], facecolor=_CELL)
         axes.spines[:].set_visible(False)
-        if view is not None and name in panel.images:
-            _draw_slice(axes, panel, panel.images[name], view)
-        elif view is not None and name in panel.parcels:
-            _draw_parcels(axes, panel, name, view, colours)
+        if panel.view is not None and name in panel.greys:
+            _draw_slice(axes, panel, panel.greys[name], panel.view)
+        elif panel.view is not None and name in panel.parcels:
+            _draw_parcels(axes, panel, name, panel.view, colours)
         else:
             axes.set_facecolor(_EMPTY_CELL)
             axes.text(0.5, 0.5, name, color=_FAINT, size=10, ha="center", va="center", parse_math=False)
 
 
-def _draw_label(
-    figure: Figure, page: _Page, row: int, panel: CasePanel, view: _View | None, colours: Mapping[str, str]
-) -> None:
+def _draw_label(figure: Figure, page: _Page, row: int, panel: SlicePanel, colours: Mapping[str, str]) -> None:
     left, bottom = page.corner(row, 0)
     x, y, width = page.edge, bottom + page.cell_height - 0.08, left - page.edge - 0.12
     name = _fit(panel.name, width, FontProperties(size=9.5, weight="bold"), 3)
@@ -222,8 +209,8 @@ def _draw_label(
         below = [*below[: room - 1], (f"and {len(below) - room + 1} more", "", _FAINT)]
     for index, (text, value, colour) in enumerate(below):
         _draw_value(figure, page, (x, y - index * _LINE_INCHES, width), text, value, colour)
-    if view is not None:
-        _write(figure, page, x, bottom + 0.08, f"slice k = {view.k}", size=7, color=_FAINT, va="bottom")
+    if panel.view is not None:
+        _write(figure, page, x, bottom + 0.08, f"slice k = {panel.view.k}", size=7, color=_FAINT, va="bottom")
 
 
 def _draw_value(
@@ -239,80 +226,42 @@ def _draw_value(
     _write(figure, page, x, y, text, size=8.5, color=colour, va="top")
 
 
-def _draw_slice(axes: Axes, panel: CasePanel, image: Image, view: _View) -> None:
-    grey = _as_seen(grey_window(image)[:, :, view.k], view)
-    axes.imshow(grey, cmap="gray", vmin=0, vmax=1, origin="lower", interpolation="bicubic")
+def _draw_slice(axes: Axes, panel: SlicePanel, grey: Plane, view: View) -> None:
+    axes.imshow(_as_seen(grey, view), cmap="gray", vmin=0, vmax=1, origin="lower", interpolation="bicubic")
     # The prediction is thinner and on top, so that both colours are visible when the outlines agree.
     for mask, colour, points in ((panel.truth, TRUTH_COLOUR, 2.2), (panel.predicted, PREDICTION_COLOUR, 1.1)):
-        if mask is not None and mask[:, :, view.k].any():
-            outline = _as_seen(mask[:, :, view.k], view).astype(np.float32)
+        if mask is not None and mask.any():
+            outline = _as_seen(mask, view).astype(np.float32)
             axes.contour(outline, levels=[0.5], colors=[colour], linewidths=points)
     _finish(axes, panel)
 
 
-def _finish(axes: Axes, panel: CasePanel) -> None:
+def _finish(axes: Axes, panel: SlicePanel) -> None:
     """Show voxels in their true proportions, and mark the patient's sides."""
     axes.set_aspect(panel.spacing_mm[1] / panel.spacing_mm[0], adjustable="datalim")
     for x, side, letter in ((0.03, "left", "R"), (0.97, "right", "L")):
         axes.text(x, 0.03, letter, color=_SOFT, size=7.5, ha=side, transform=axes.transAxes)
 
 
-def _draw_parcels(axes: Axes, panel: CasePanel, name: str, view: _View, colours: Mapping[str, str]) -> None:
+def _draw_parcels(axes: Axes, panel: SlicePanel, name: str, view: View, colours: Mapping[str, str]) -> None:
     """Draw the structures of an annotation in colour over the first sequence."""
-    grey = _as_seen(grey_window(next(iter(panel.images.values())))[:, :, view.k], view)
+    grey = _as_seen(next(iter(panel.greys.values())), view)
     axes.imshow(grey, cmap="gray", vmin=0, vmax=1, origin="lower", interpolation="bicubic")
     parcels = panel.parcels[name]
     table = np.zeros((256, 4))
     for code, structure in enumerate(parcels.names, start=1):
         table[code] = to_rgba(colours[structure], 0.6) if structure in colours else 0
-    axes.imshow(table[_as_seen(parcels.codes[:, :, view.k], view)], origin="lower", interpolation="nearest")
+    axes.imshow(table[_as_seen(parcels.codes, view)], origin="lower", interpolation="nearest")
     _finish(axes, panel)
 
 
-def _choose_view(panel: CasePanel) -> _View:
-    brain = np.any([image != 0 for image in panel.images.values()], axis=0)
-    lesion = np.zeros_like(brain)
-    for mask in (panel.truth, panel.predicted):
-        if mask is not None:
-            lesion |= mask
-    area = lesion.sum(axis=(0, 1)).astype(float)
-    if not area.any():
-        area += sum(_shares(parcels) for parcels in panel.parcels.values())
-    shown = brain | lesion
-    ((along_i, along_j, along_k),) = ndimage.find_objects((shown if shown.any() else ~shown).view(np.uint8))
-    k = int(area.argmax()) if area.any() else (along_k.start + along_k.stop) // 2
-    return _View(along_i, along_j, k)
-
-
-def _shares(parcels: Parcels) -> Float[np.ndarray, " k"]:
-    """For every slice, the sum over structures of their area as a share of their largest area in any slice."""
-    total = np.zeros(parcels.codes.shape[2])
-    for code in np.unique(parcels.codes):
-        if code:
-            area = (parcels.codes == code).sum(axis=(0, 1))
-            total += area / area.max()
-    return total
-
-
-def _as_seen(plane: Shaped[np.ndarray, "i j"], view: _View) -> Plane:
+def _as_seen(plane: Plane, view: View) -> Shaped[np.ndarray, "row column"]:
     """Crop to the view with a margin and rotate: rows run to the front, columns to the patient's left."""
     padded = np.pad(plane, _MARGIN_VOXELS)
     wider = 2 * _MARGIN_VOXELS
     cut = padded[view.i.start : view.i.stop + wider, view.j.start : view.j.stop + wider]
-    seen: Plane = rearrange(cut[::-1], "i j -> j i")
+    seen: np.ndarray = rearrange(cut[::-1], "i j -> j i")
     return seen
-
-
-def grey_window(image: Image) -> Image:
-    """Grey values from 0 to 1. Zeros are background and stay black, also in images with negative values."""
-    values = image.astype(np.float32)
-    inside = np.isfinite(values) & (values != 0)
-    if not inside.any():
-        return np.zeros_like(values)
-    low, high = np.percentile(values[inside], (1, 99.5))
-    scale = max(float(high - low), float(np.finfo(np.float32).tiny))
-    grey: Image = np.clip((np.where(inside, values, low) - low) / scale, 0, 1).astype(np.float32)
-    return grey
 
 
 def _fit(text: str, width: float, font: FontProperties, max_lines: int) -> str:

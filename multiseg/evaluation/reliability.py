@@ -45,7 +45,10 @@ class Confidence:
 
 
 def bins_of(
-    probability: Float[np.ndarray, " voxel"], truth: np.ndarray, weights: np.ndarray | None = None
+    probability: Float[np.ndarray, " voxel"],
+    truth: np.ndarray,
+    weights: np.ndarray | None = None,
+    before: Float[np.ndarray, "bin 3"] | None = None,
 ) -> Float[np.ndarray, "bin 3"]:
     """In `NUM_BINS` equal bins of probability: the number of voxels, the sum of their probabilities, and the number of
     true ones.
@@ -53,11 +56,23 @@ def bins_of(
     Args:
         truth: of each voxel, true or false.
         weights: how many voxels each stands for; None for one.
+        before: the bins of earlier voxels, which these join. A sum in parts is the same number to the last digit.
     """
     index = np.minimum((probability * NUM_BINS).astype(np.intp), NUM_BINS - 1)
     ones = np.ones(len(index)) if weights is None else weights
-    columns = (ones, probability.astype(np.float64) * ones, truth * ones)
+    columns: list[np.ndarray] = [ones, probability.astype(np.float64) * ones, truth * ones]
+    if before is not None:  # as the first voxel of each bin, since bincount adds one voxel after the other
+        index = np.concatenate([np.arange(NUM_BINS), index])
+        columns = [np.concatenate([sums, column]) for sums, column in zip(before.T, columns, strict=True)]
     return np.stack([np.bincount(index, column, NUM_BINS) for column in columns], axis=1).astype(np.float64)
+
+
+def bins_inside(probability: Float[np.ndarray, "i j k"], truth: Mask, counts: Mask) -> Float[np.ndarray, "bin 3"]:
+    """The bins of the voxels that count, plane by plane, since those of a whole volume take much memory."""
+    bins = np.zeros((NUM_BINS, 3))
+    for p, is_true, counted in zip(probability, truth, counts, strict=True):
+        bins = bins_of(p[counted], is_true[counted], before=bins)
+    return bins
 
 
 def ece_of(bins: Float[np.ndarray, "bin 3"]) -> float:
@@ -99,7 +114,7 @@ def confidence_row(
     inside = confidence.brain & looked_at
     p, raw = confidence.calibrated[index], confidence.raw[index]
     counts = inside & (raw > LEAST)
-    both = [bins_of(values[counts], truth[counts]) for values in (p, raw)]
+    both = [bins_inside(values, truth, counts) for values in (p, raw)]
     expected = expected_dice(predicted & inside, p, inside)
     return {
         "ece": ece_of(both[0]),

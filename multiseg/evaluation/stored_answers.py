@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -24,10 +24,13 @@ from multiseg.models.saved import Model
 from multiseg.store.reader import Case, Store
 from multiseg.types import Mask
 
-METRIC_BYTES = 30
-"""For each voxel of a case: what its brain, its labels, the masks of its structures and their confidence need."""
-SURFACE_BYTES = 20
-"""For each voxel of the box around all structures: what the distances between surfaces need."""
+METRIC_BYTES = 20
+"""For each voxel of a case: what its labels, the masks of one structure and its confidence need beside the
+probabilities, when the windows are done."""
+MASK_BYTES = 4
+"""For each voxel of a case: the masks of one structure, which are there while its surfaces are compared."""
+SURFACE_BYTES = 24
+"""For each voxel of the box around all structures: what the distances between surfaces, and the lesions, need."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +39,6 @@ class LoadedCase:
 
     Attributes:
         lesion: the annotated one, if a model is adapted to it.
-        predicted: index in the label space by subset of the sequences, of the answers so far.
     """
 
     case: Case
@@ -46,7 +48,6 @@ class LoadedCase:
     truth: Truth
     zones: Zones | None
     lesion: Mask | None = None
-    predicted: dict[tuple[str, ...], UInt8[np.ndarray, "i j k"]] = field(default_factory=dict)
 
 
 def load_case(model: Voters, store: Store, case: Case, options: EvaluateOptions) -> LoadedCase:
@@ -56,7 +57,9 @@ def load_case(model: Voters, store: Store, case: Case, options: EvaluateOptions)
     # In the model's order, so that a subset has the same name in every store.
     usable = tuple(name for name in info.axis if name in info.usable(case.modalities))
     images, _ = network_input(info, stored, database.modalities, usable, case.intensity)
-    shown = {name: stored[database.modalities.index(name)] for name in usable}
+    # Where nothing was shifted, they are the same numbers, and `stored` can leave.
+    source, order = (stored, database.modalities) if info.background == "shifted" else (images, info.axis.names)
+    shown = {name: source[order.index(name)] for name in usable}
     truth = truth_of(database, case, codes, info.space, options.lesion_assumed)
     zones = zones_of(database, case, codes, info.space) if options.zones else None
     lesion = database.label_view(case, LabelSpace()).target(codes) == 1 if options.adapt_to == TRUE_LESION else None
@@ -88,7 +91,7 @@ def answers(model: Voters, loaded: LoadedCase, options: EvaluateOptions) -> Iter
 
 
 def answer_to(model: Voters, loaded: LoadedCase, subset: tuple[str, ...], options: EvaluateOptions) -> CaseAnswer:
-    """The answer to a case from one subset of its sequences, which the case then holds.
+    """The answer to a case from one subset of its sequences.
 
     Raises:
         UsageError: it does not fit into the budget of memory.
@@ -100,12 +103,14 @@ def answer_to(model: Voters, loaded: LoadedCase, subset: tuple[str, ...], option
         models = (_adapted(one, loaded, present, options),)
     models = model.answering(models)
     shown = Shown(loaded.images, present, model.info.axis)
-    volumes = len(model.space.labels) * (2 if model.is_calibrated else 1)
-    fitting = fitted(models, shown, options.answer, (METRIC_BYTES + FLOAT * volumes) * brain.size)
+    probabilities = FLOAT * len(model.space.labels) * (2 if model.is_calibrated else 1) * brain.size
+    later = probabilities + METRIC_BYTES * brain.size
+    fitting = fitted(models, shown, options.answer, probabilities + brain.size, later)
     found: WholeAnswer = answer_of(models, model.rule, shown, fitting, brain)
-    predicted = loaded.predicted[subset] = loaded.truth.completed(found.labels)
+    predicted = loaded.truth.completed(found.labels)
     if fitting.memory and (marked := (predicted > 0) | (loaded.truth.target > 0)).any():
-        check_further(fitting.memory, "the surfaces", SURFACE_BYTES * marked[joint_box(marked)].size)
+        surfaces = SURFACE_BYTES * marked[joint_box(marked)].size
+        check_further(fitting.memory, "the surfaces", MASK_BYTES * brain.size + surfaces)
     return CaseAnswer(subset, found.probabilities, found.calibrated, brain, predicted, loaded.truth)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from scipy import ndimage
 
 from multiseg.errors import UsageError
-from multiseg.evaluation.metrics import SpacingMm, dice
+from multiseg.evaluation.metrics import SpacingMm, dice, joint_box
 from multiseg.labels import IGNORE, LabelSpace
 from multiseg.store.reader import Case, Database
 from multiseg.types import Mask
@@ -52,8 +52,11 @@ def zone_masks(lesion: Mask, spacing_mm: SpacingMm) -> dict[str, Mask]:
     elsewhere. Distances run between voxel centres, in millimetres."""
     if not lesion.any():
         return dict(zip(COLUMNS, (lesion, lesion, ~lesion), strict=True))
-    distance_mm = np.asarray(ndimage.distance_transform_edt(~lesion, sampling=spacing_mm))
-    near = ~lesion & (distance_mm <= NEAR_MM)
+    # All that is near is in this box, and distances of a whole volume take twenty times its memory.
+    box = joint_box(lesion, margin=math.ceil(NEAR_MM / min(spacing_mm)))
+    distance_mm = np.asarray(ndimage.distance_transform_edt(~lesion[box], sampling=spacing_mm))
+    near = np.zeros_like(lesion)
+    near[box] = ~lesion[box] & (distance_mm <= NEAR_MM)
     return dict(zip(COLUMNS, (lesion, near, ~lesion & ~near), strict=True))
 
 

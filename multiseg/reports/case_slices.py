@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 
 from multiseg.colours import PREDICTION_COLOUR, TRUTH_COLOUR, colour_of
-from multiseg.evaluation.montage import grey_window
+from multiseg.evaluation.slice_panel import grey_window
 from multiseg.labels import IGNORE
 from multiseg.pages.page import Volume
 

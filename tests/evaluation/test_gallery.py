@@ -6,8 +6,10 @@ import numpy as np
 from matplotlib.image import imread
 
 from multiseg.cli.app import run
-from multiseg.evaluation.montage import CasePanel, Parcels, _colours
+from multiseg.evaluation.case_panel import CasePanel, Parcels
+from multiseg.evaluation.montage import _colours
 from multiseg.evaluation.panels import save_gallery
+from multiseg.evaluation.slice_panel import slice_of
 from multiseg.store.reader import open_store
 
 
@@ -36,6 +38,6 @@ def test_a_name_has_one_colour_and_absent_structures_none() -> None:
     one = Parcels(codes, ("grey", "absent", "white"))
     other = Parcels(codes, ("CSF", "absent", "grey"))
     panel = CasePanel("p", "", {}, None, None, parcels={"a": one, "b": other})
-    colours = _colours([panel])
+    colours = _colours([slice_of(panel)])
     assert list(colours) == ["grey", "white", "CSF"]
     assert len(set(colours.values())) == 3

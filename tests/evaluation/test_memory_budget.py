@@ -1,5 +1,8 @@
 """--memory: how many windows go through a network together, and the smallest budget that works."""
 
+import tracemalloc
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,18 +12,31 @@ import torch
 from torch import Tensor, nn
 
 from multiseg.errors import UsageError
-from multiseg.evaluation import memory_budget
+from multiseg.evaluation import memory_budget, model_evaluation
 from multiseg.evaluation.case_answers import AnswerOptions, Shown, mean_by_slab
+from multiseg.evaluation.comparison import Truth
 from multiseg.evaluation.evaluation_result import EvaluateOptions
 from multiseg.evaluation.inference import whole
+from multiseg.evaluation.lesions import RULES, find_lesions
 from multiseg.evaluation.memory_budget import check_further, check_prepared, fitted, memory_bytes, window_bytes
+from multiseg.evaluation.metrics import case_metrics
 from multiseg.evaluation.prediction import predict
 from multiseg.evaluation.prediction_inputs import PredictOptions
+from multiseg.evaluation.reliability import Confidence, confidence_row
 from multiseg.evaluation.result_folder import key_of
+from multiseg.evaluation.stored_answers import (
+    METRIC_BYTES,
+    SURFACE_BYTES,
+    CaseAnswer,
+    LoadedCase,
+    answer_to,
+)
+from multiseg.evaluation.voting import Voters
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
 from multiseg.models.saved import Model, ModelInfo
 from multiseg.store.formats.nifti import write_nifti
+from multiseg.store.reader import Case
 
 AXIS = ModalityAxis(("FLAIR",))
 MB = 1_000_000
@@ -88,6 +104,83 @@ def test_mirror_images_and_further_models_need_more(monkeypatch: pytest.MonkeyPa
             fitted(models, SHOWN, changed, 0)
         more = replace(changed, memory=changed.memory + sums)
         assert fitted(models, SHOWN, more, 0).windows_at_once == 1
+
+
+def test_what_comes_after_the_windows_does_not_add_to_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_budget, "resident_bytes", lambda: 0)
+    model = model_of()
+    windows = memory_budget._sums_bytes(model, (40, 20, 20)) + 40 * 20 * 20 + window_bytes(model, 1)
+    options = AnswerOptions(memory=windows)
+    assert fitted([model], SHOWN, options, 0, later_bytes=windows).windows_at_once == 1
+    with pytest.raises(UsageError, match=r"the smallest that works is 0\.3GB"):
+        fitted([model], SHOWN, options, 0, later_bytes=300 * MB)
+
+
+LESION = np.zeros((40, 20, 20), dtype=bool)
+LESION[4:30, 4:16, 4:16] = True
+TRUTH = Truth(LESION.astype(np.uint8), np.array([True]), np.zeros(LESION.shape, np.uint8))
+LOADED = LoadedCase(object.__new__(Case), ("FLAIR",), {"FLAIR": SHOWN.images[0]}, SHOWN.images, TRUTH, None)
+
+
+def test_a_stored_case_is_answered_under_the_budget_of_its_larger_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_budget, "resident_bytes", lambda: 0)
+    model = model_of()
+    voxels, window = 40 * 20 * 20, window_bytes(model, 1)
+    # The probabilities, the labels and where an image is seen, beside the sums and one window.
+    first = memory_budget._sums_bytes(model, (40, 20, 20)) + window + (4 + 1 + 1) * voxels
+    assert first > (4 + METRIC_BYTES) * voxels
+    plain = answer_to(Voters((model,)), LOADED, ("FLAIR",), EvaluateOptions())
+    bounded = answer_to(Voters((model,)), LOADED, ("FLAIR",), EvaluateOptions(memory=str(first)))
+    np.testing.assert_array_equal(plain.probabilities, bounded.probabilities)
+    np.testing.assert_array_equal(plain.predicted, bounded.predicted)
+    with pytest.raises(UsageError, match="is too little for this case"):
+        answer_to(Voters((model,)), LOADED, ("FLAIR",), EvaluateOptions(memory=str(first - 1)))
+
+
+@pytest.mark.slow
+def test_the_metrics_stay_within_their_estimates() -> None:
+    shape, one_mm = (64, 64, 64), (1.0, 1.0, 1.0)
+    truth, predicted = np.zeros(shape, bool), np.zeros(shape, bool)
+    truth[1:60, 1:60, 1:60] = predicted[4:63, 4:63, 4:63] = True
+    find_lesions(truth[:4, :4, :4], truth[:4, :4, :4], one_mm, RULES["ours"])  # imports what it needs
+    surfaces = peak_of(lambda: case_metrics(predicted, truth, one_mm))
+    lesions = peak_of(lambda: find_lesions(predicted, truth, one_mm, RULES["ours"]))
+    assert max(surfaces, lesions) / truth.size < SURFACE_BYTES
+    volume, everywhere = np.full((1, *shape), 0.7, np.float32), np.ones(shape, bool)
+    confidence = Confidence(volume, volume, everywhere)
+    row = peak_of(lambda: confidence_row(confidence, 0, (predicted, truth, everywhere), 0.5))
+    assert row / truth.size < METRIC_BYTES - 7, "six masks and the labels are there already"
+
+
+def peak_of(call: Callable[[], object]) -> int:
+    """The bytes that a call has at once at most."""
+    tracemalloc.start()
+    call()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak
+
+
+def test_an_answer_leaves_before_the_next_one_is_worked_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[int] = []
+    made: list[weakref.ref[CaseAnswer]] = []
+
+    def answer(name: str) -> CaseAnswer:
+        alive.append(sum(one() is not None for one in made))
+        volume = np.zeros((1, 2, 2, 2), np.float32)
+        found = CaseAnswer((name,), volume, volume, volume[0] > 0, volume[0].astype(np.uint8), TRUTH)
+        made.append(weakref.ref(found))
+        return found
+
+    def rows_of(model: Voters, loaded: LoadedCase, answer: CaseAnswer, *more: object) -> list[dict[str, object]]:
+        return [{"subset": answer.subset}]
+
+    monkeypatch.setattr(model_evaluation, "answers", lambda *given: (answer(name) for name in ("FLAIR", "T1", "T2")))
+    monkeypatch.setattr(model_evaluation, "_rows_of_answer", rows_of)
+    rows, predicted = model_evaluation._rows(Voters((model_of(),)), LOADED, EvaluateOptions(), {})
+    assert [row["subset"] for row in rows] == [("FLAIR",), ("T1",), ("T2",)]
+    assert predicted is not None, "LOADED has FLAIR alone"
+    assert alive == [0, 0, 0]
 
 
 def test_the_preparation_may_not_take_more(monkeypatch: pytest.MonkeyPatch) -> None:

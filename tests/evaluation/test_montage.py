@@ -11,8 +11,9 @@ from matplotlib.image import imread
 
 from multiseg.colours import PREDICTION_COLOUR, TRUTH_COLOUR
 from multiseg.errors import UsageError
-from multiseg.evaluation.case_panel import Parcels
-from multiseg.evaluation.montage import CasePanel, save_montage
+from multiseg.evaluation.case_panel import CasePanel, Parcels
+from multiseg.evaluation.montage import save_montage
+from multiseg.evaluation.slice_panel import slice_of
 from multiseg.types import Mask
 
 SHAPE = (20, 24, 12)
@@ -48,6 +49,20 @@ def where(pixels: Pixels, colour: str) -> Bool[np.ndarray, "row column"]:
 
 def above_the_legend(pixels: Pixels) -> Pixels:
     return pixels[: -pixels.shape[0] // 4]
+
+
+def test_a_slice_lets_its_volumes_leave() -> None:
+    lesion = box(np.s_[4:10], np.s_[4:12], np.s_[5:6])
+    parcels = {"tissues": Parcels(lesion.astype(np.uint8), ("GM", "WM"))}
+    one = slice_of(replace(panel("T1", "T2", truth=lesion, predicted=lesion), parcels=parcels))
+    planes = [*one.greys.values(), one.truth, one.predicted, one.parcels["tissues"].codes]
+    assert one.view is not None
+    assert one.view.k == 5
+    assert one.parcels["tissues"].present == {"GM"}
+    for plane in planes:
+        assert plane is not None
+        assert plane.shape == SHAPE[:2]
+        assert plane.base is None, "a view keeps the whole volume"
 
 
 def test_a_png_of_a_useful_size_that_grows_with_cases_and_sequences(tmp_path: Path) -> None:

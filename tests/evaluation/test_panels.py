@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from multiseg.colours import colour_of
 from multiseg.evaluation import montage
-from multiseg.evaluation.montage import CasePanel, save_montage
+from multiseg.evaluation.case_panel import CasePanel
+from multiseg.evaluation.montage import save_montage
 from multiseg.evaluation.overlay import save_overlay
 from multiseg.evaluation.panels import answer_panel, compared_panel
 from multiseg.evaluation.prediction import predict
 from multiseg.evaluation.prediction_inputs import PredictOptions
+from multiseg.evaluation.slice_panel import choose_view, slice_of
 from multiseg.labels import IGNORE, LabelSpace, SpaceLabel
 from multiseg.modalities import ModalityAxis
 from multiseg.models.saved import Model, ModelInfo
@@ -117,7 +119,7 @@ def test_what_does_not_fit_is_counted(tmp_path: Path, monkeypatch: pytest.Monkey
     save_montage(tmp_path / "hundred.png", [panel])
     (more,) = [text for text in said if text.startswith("and ")]
     assert int(more.split()[1]) + sum(text.startswith("a structure") for text in said) == 100
-    entries = montage._legend_entries([panel], montage._colours([panel]))
+    entries = montage._legend_entries([slice_of(panel)], montage._colours([slice_of(panel)]))
     assert len(entries) == 60
     assert entries[-1].get_label() == "and 41 more"
 
@@ -127,7 +129,7 @@ def test_the_slice_shows_as_much_of_all_structures_as_can_be(tmp_path: Path) -> 
     codes[4:20, 4:24, 2] = 1  # large, and alone
     codes[4:12, 4:24, 6] = 1
     codes[12:14, 4:8, 6] = 2
-    assert montage._choose_view(answer_panel("a", {"T1": flat()}, codes, {"x": 1.0, "y": 1.0}, MM)).k == 6
+    assert choose_view(answer_panel("a", {"T1": flat()}, codes, {"x": 1.0, "y": 1.0}, MM)).k == 6
 
 
 class Bands(nn.Module):

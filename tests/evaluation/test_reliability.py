@@ -10,6 +10,7 @@ from multiseg.evaluation.reliability import (
     BINS,
     CELL,
     Confidence,
+    bins_inside,
     bins_of,
     confidence_row,
     ece_of,
@@ -43,6 +44,13 @@ def test_the_error_is_the_gap_of_each_bin_weighed_by_its_voxels() -> None:
 def test_weighted_voxels_count_as_many() -> None:
     p, truth = np.array([0.2, 0.7]), np.array([False, True])
     assert (bins_of(p, truth, np.array([3.0, 1.0])) == bins_of(p.repeat([3, 1]), truth.repeat([3, 1]))).all()
+
+
+def test_bins_in_parts_are_the_same_to_the_last_digit() -> None:
+    rng = np.random.default_rng(0)
+    p, truth, counts = rng.random((9, 40, 30), np.float32), rng.random((9, 40, 30)) > 0.7, rng.random((9, 40, 30)) > 0.2
+    counts[4] = False
+    assert bins_inside(p, truth, counts).tolist() == bins_of(p[counts], truth[counts]).tolist()
 
 
 def test_expected_dice_by_hand() -> None:

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from multiseg.errors import UsageError
 from multiseg.evaluation.zones import COLUMNS, Zones, further_columns, zone_masks, zone_values, zones_of
@@ -21,6 +22,16 @@ def test_near_is_ten_millimetres_whatever_the_voxels() -> None:
     assert np.flatnonzero(masks[NEAR][:, 0, 10]).tolist() == [2, 3, 5, 6]
     assert np.flatnonzero(masks[NEAR][4, 0]).tolist() == [*range(10), *range(11, 21)]
     assert sum(mask.astype(int) for mask in masks.values()).tolist() == np.ones(lesion.shape, dtype=int).tolist()
+
+
+@pytest.mark.parametrize("spacing_mm", [(5.0, 1.0, 3.0), (2.0, 4.0, 0.9)])
+def test_the_zones_of_a_small_lesion_are_those_of_the_whole_grid(spacing_mm: tuple[float, float, float]) -> None:
+    lesion = np.zeros((12, 40, 30), dtype=bool)
+    lesion[5:8, 12:30, 12:15] = np.random.default_rng(0).random((3, 18, 3)) > 0.6
+    distance_mm = np.asarray(ndimage.distance_transform_edt(~lesion, sampling=spacing_mm))
+    masks = zone_masks(lesion, spacing_mm)
+    np.testing.assert_array_equal(masks[NEAR], ~lesion & (distance_mm <= 10))
+    assert masks[ELSEWHERE].any()
 
 
 def test_without_a_lesion_all_is_elsewhere() -> None:
