@@ -65,13 +65,18 @@ def _find_old(folder: Folder, options: SourceOptions) -> FoundFiles:
     matches += [match for match in folder.matches(_OLD_MASK) if match["case"] not in masked]
     roles = [_role(folder, match, _site(folder, match)) for match in matches]
     codes, findings = UNTIL_2021, list[Finding]()
-    if ANNOTATION not in options.codes and (mixed := _named_by(matches, _NEW_SEQUENCES)):
+    if _reads_codes(options) and (mixed := _named_by(matches, _NEW_SEQUENCES)):
         labels = [match for match in matches if match["what"].lower() not in _SEQUENCES]
         label_codes = [codes_in(folder.path(match[0])) for match in labels]
         codes, findings = old_convention(label_codes, mixed, options.name or folder.name)
     grades = {match["case"]: _grade(match) for match in matches}
     participants = {case: {"grade": grade} for case, grade in grades.items()} if any(grades.values()) else {}
     return replace(_found(folder, roles, codes, findings, "glioma", "BraTS until 2021"), participants=participants)
+
+
+def _reads_codes(options: SourceOptions) -> bool:
+    """Whether the labels have to say what their codes mean."""
+    return ANNOTATION not in options.codes and not options.only_images
 
 
 def _grade(match: re.Match[str]) -> str:
@@ -90,7 +95,7 @@ def _find_new(folder: Folder, options: SourceOptions) -> FoundFiles:
     matches = folder.matches(_NEW)
     roles = [_role(folder, match, _visit(match)) for match in matches]
     codes, findings = FROM_2023, list[Finding]()
-    if ANNOTATION not in options.codes:
+    if _reads_codes(options):
         codes, findings = new_convention(_codes_by_kind(folder, matches), options.name or folder.name)
         if mixed := _named_by(matches, _OLD_SEQUENCES):
             findings.append(warn_of_mixed_names(mixed, codes))

@@ -174,12 +174,12 @@ def _without(name: str, regions: Mapping[str, frozenset[int]]) -> str:
 
 
 def annotation(data: Mapping[str, Any], options: SourceOptions) -> tuple[str, dict[str, LabelSchema], list[Finding]]:
-    """The annotation of the labels, its schema if the user gives none, and notes on it.
+    """The annotation of the labels, its schema if the user gives none and it is needed, and notes on it.
 
     Raises:
         LabelError: the labels of dataset.json are invalid.
     """
-    if options.codes:
+    if options.codes or options.only_images:
         return only_annotation(options), {}, []
     schema, note = label_schema(data.get("labels"))
     name = "lesion" if any(structure.kind == "lesion" for structure in schema.structures) else "tissue"

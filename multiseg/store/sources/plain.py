@@ -50,6 +50,8 @@ def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
     tissues = [volume for volume, meaning in meanings if meaning.what is What.ONE_TISSUE]
     all_roles = {v: _role(folder, v, meaning) for v, meaning in meanings if meaning.what is not What.ONE_TISSUE}
     kept = {role.file for role in without_skipped_labels(list(all_roles.values()), options.codes)}
+    if options.only_images:
+        kept = {role.file for role in all_roles.values() if role.kind != "label"}
     wanted = {volume: role for volume, role in all_roles.items() if role.file in kept}
     roles, doubts = one_label_each(wanted, options)
     schemas, notes = schemas_of(roles, folder, options)
