@@ -72,10 +72,10 @@ def _print_result(result: CalibrationResult) -> None:
         )
     rows = [
         [f"{fit.num_sequences}", *(f"{one:.3f}" for one in fit.temperatures), f"{fit.num_answers}",
-         f"{fit.loss_before:.5f}", f"{fit.loss_after:.5f}", f"{fit.ece_before:.4f}", f"{fit.ece_after:.4f}"]
+         f"{fit.ece_before:.4f}", f"{fit.ece_after:.4f}", f"{fit.num_lower} of {fit.num_cells}"]
         for fit in result.fits
     ]  # fmt: skip
-    columns = ["sequences", "T outside", "T inside", "answers", "loss before", "after", "ECE before", "after "]
+    columns = ["sequences", "T outside", "T inside", "answers", "ECE before", "after", "lower in"]
     if rows:
         print_table("Validation cases, in every subset of their sequences", columns, rows, right=columns)
     for fit in result.fits:
@@ -85,10 +85,9 @@ def _print_result(result: CalibrationResult) -> None:
                 "known. More training, or more validation cases, may help.",
                 soft_wrap=True,
             )
-        if fit.is_kept_at_one:
+        if fit.num_lower == 0:
             console.print(
-                f"{fit.num_sequences} sequences: the likeliest temperatures would raise the calibration error of the "
-                "validation cases, so they stay 1.",
+                f"{fit.num_sequences} sequences: no temperature lowers the calibration error of the validation cases.",
                 soft_wrap=True,
             )
     for num in result.not_fitted:

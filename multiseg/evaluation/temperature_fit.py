@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from scipy.optimize import minimize_scalar
 
 from multiseg.evaluation.metrics import mean_of_defined
 from multiseg.evaluation.reliability import LEAST, bins_of, ece_of
@@ -18,12 +17,10 @@ from multiseg.models.calibration_record import LOOK_BELOW, UNCALIBRATED, Tempera
 from multiseg.types import Mask
 
 COLDEST, HOTTEST = 0.1, 10.0
-AT_BOUND = 1.01
-"""A temperature that is closer to a bound than by this factor is doubtful."""
-_TOLERANCE = 1e-4
-"""Of log T."""
-_SMALLEST = 1e-12
-"""Of a probability whose logarithm is taken."""
+GRID = np.round(np.geomspace(COLDEST, HOTTEST, 33), 6)
+"""The temperatures that are tried, each 15% above the one before; 1 is among them."""
+SMALLEST_ERROR = 1e-6
+"""Of a cell, by which others are divided."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +28,7 @@ class Sample:
     """Voxels of the brain of one case, as the model sees it in some of its sequences.
 
     Attributes:
-        num_sequences: that the model was given.
+        sequences: that the model was given.
         probabilities: of each structure, before any calibration.
         target: index in the label space; 0 is all that no annotation names.
         predicted: what the model answers.
@@ -41,7 +38,7 @@ class Sample:
     """
 
     database: str
-    num_sequences: int
+    sequences: tuple[str, ...]
     probabilities: Float[np.ndarray, "label voxel"]
     target: UInt8[np.ndarray, " voxel"]
     predicted: UInt8[np.ndarray, " voxel"]
@@ -77,70 +74,54 @@ def chosen_voxels(
     return np.concatenate(chosen), np.concatenate(weights)
 
 
-def negative_log_likelihood(sample: Sample, space: LabelSpace, temperatures: Temperatures) -> float:
-    """The mean over the voxels of the brain of -log p of the true structure; NaN without a voxel.
-
-    Where no annotated structure is true, p is what the annotated ones leave over, as in the losses of the training.
-    """
-    p = at_temperature(sample.probabilities, space, temperatures).astype(np.float64)
-    left_over = 1 - p[sample.annotated].sum(axis=0)
-    truth = sample.target.astype(np.intp)
-    is_structure = truth > 0
-    left_over[is_structure] = p[truth[is_structure] - 1, np.flatnonzero(is_structure)]
-    loss = -np.log(np.maximum(left_over, _SMALLEST))
-    total = float(sample.weights.sum(dtype=np.float64))
-    return float((loss * sample.weights).sum() / total) if total else math.nan
-
-
-def mean_over_databases(samples: Sequence[Sample], values: Iterable[float]) -> float:
-    """The mean over databases of the means over their samples, so that a large database does not decide alone."""
-    by_database: dict[str, list[float]] = {}
-    for sample, value in zip(samples, values, strict=True):
-        by_database.setdefault(sample.database, []).append(value)
-    return mean_of_defined([mean_of_defined(group) for group in by_database.values()])
-
-
-def fitted_temperatures(samples: Sequence[Sample], space: LabelSpace) -> Temperatures | None:
-    """The temperatures from `COLDEST` to `HOTTEST` at which the samples are most likely; None if no voxel of them is a
-    structure, since the best temperature would then be the coldest, whatever the model knows.
-
-    That of a single structure's inside has no effect outside, so that each is found by itself; of several structures
-    they are found in turn, twice.
-    """
-    if not any(sample.target.any() for sample in samples):
-        return None
-    found = UNCALIBRATED
-    for _ in range(1 if len(space.labels) == 1 else 2):
-        for name in Temperatures._fields:
-            found = found._replace(**{name: _likeliest(samples, space, found, name)})
-    return found
-
-
-def _likeliest(samples: Sequence[Sample], space: LabelSpace, others: Temperatures, name: str) -> float:
-    def loss(log_temperature: float) -> float:
-        return _mean_loss(samples, space, others._replace(**{name: math.exp(log_temperature)}))
-
-    bounds = (math.log(COLDEST), math.log(HOTTEST))
-    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": _TOLERANCE})
-    return float(math.exp(found.x))
-
-
-def _mean_loss(samples: Sequence[Sample], space: LabelSpace, temperatures: Temperatures) -> float:
-    return mean_over_databases(samples, (negative_log_likelihood(one, space, temperatures) for one in samples))
-
-
-def sampled_error(samples: Sequence[Sample], space: LabelSpace, temperatures: Temperatures) -> float:
-    """The calibration error of the annotated structures: the mean over them and over databases, in which the voxels of
-    all samples count together; see `reliability`."""
-    bins: dict[tuple[str, int], Float[np.ndarray, "bin 3"]] = {}
+def cell_errors(
+    samples: Sequence[Sample], space: LabelSpace, temperatures: Temperatures
+) -> dict[tuple[str, str, tuple[str, ...]], float]:
+    """The calibration error by cell: database, structure that is annotated, and sequences, whose voxels count together;
+    see `reliability`. Cells without a voxel that counts are left out."""
+    bins: dict[tuple[str, str, tuple[str, ...]], Float[np.ndarray, "bin 3"]] = {}
     for sample in samples:
         p = at_temperature(sample.probabilities, space, temperatures)
         for index in np.flatnonzero(sample.annotated):
             counts = sample.probabilities[index] > LEAST
+            key = (sample.database, space.names[index], sample.sequences)
             truth, weights = sample.target[counts] == index + 1, sample.weights[counts]
-            key = (sample.database, int(index))
             bins[key] = bins.get(key, 0) + bins_of(p[index][counts], truth, weights)
-    return mean_of_defined([ece_of(one) for one in bins.values()])
+    errors = {key: ece_of(one) for key, one in bins.items()}
+    return {key: error for key, error in errors.items() if not math.isnan(error)}
+
+
+def fitted_temperatures(samples: Sequence[Sample], space: LabelSpace) -> Temperatures | None:
+    """The temperatures with the least calibration error relative to that before, in the mean over cells; None if no
+    voxel of the samples is a structure.
+
+    Every cell counts the same, whatever its error. The likeliest temperatures would be those of the few cells in which
+    the model is sure and wrong, and would spoil the others. Each temperature is sought by itself, in turn, on a grid,
+    since the error is no smooth function of it; of equal ones the nearest to 1 is taken.
+    """
+    if not any(sample.target.any() for sample in samples):
+        return None
+    counting = [_counting(sample) for sample in samples]
+    before = cell_errors(counting, space, UNCALIBRATED)
+
+    def score(temperatures: Temperatures) -> tuple[float, float]:
+        errors = cell_errors(counting, space, temperatures)
+        ratios = [errors[key] / max(before[key], SMALLEST_ERROR) for key in before]
+        return float(np.mean(ratios)) if ratios else 1.0, sum(abs(math.log(one)) for one in temperatures)
+
+    found, last = UNCALIBRATED, None
+    while found != last:
+        last = found
+        for name in Temperatures._fields:
+            found = min((found._replace(**{name: float(one)}) for one in GRID), key=score)
+    return found
+
+
+def _counting(sample: Sample) -> Sample:
+    """The voxels of a sample that count for a calibration error."""
+    counts = (sample.probabilities > LEAST).any(axis=0)
+    of_voxels = {name: getattr(sample, name)[counts] for name in ("target", "predicted", "weights")}
+    return replace(sample, probabilities=sample.probabilities[:, counts], **of_voxels)
 
 
 def sampled_expected_dice(sample: Sample, space: LabelSpace, temperatures: Temperatures) -> Float[np.ndarray, " label"]:
@@ -184,46 +165,41 @@ class NumberFit:
 
     Attributes:
         num_answers: of the cases, each in every subset of this many sequences.
-        loss_before, loss_after: the mean over databases of the negative log-likelihood, without and with it.
-        ece_before, ece_after: the calibration error without and with it, see `sampled_error`.
+        num_cells, num_lower: the cells (see `cell_errors`), and those whose calibration error it lowers.
+        ece_before, ece_after: the mean calibration error of the cells without and with it.
         is_at_bound: the fit went as far as it may, so that the best temperatures are not known.
-        is_kept_at_one: the likeliest temperatures would raise the calibration error of the same cases, so they are 1.
     """
 
     num_sequences: int
     temperatures: Temperatures
     num_answers: int
-    loss_before: float
-    loss_after: float
+    num_cells: int
+    num_lower: int
     ece_before: float
     ece_after: float
     is_at_bound: bool
-    is_kept_at_one: bool
 
 
 def fit_by_number(samples: Sequence[Sample], space: LabelSpace) -> tuple[NumberFit, ...]:
     """A fit for each number of sequences with a sample in which a structure is true."""
     fits = []
-    for num in sorted({sample.num_sequences for sample in samples}):
-        group = [sample for sample in samples if sample.num_sequences == num]
-        likeliest = fitted_temperatures(group, space)
-        if likeliest is not None:
-            fits.append(_number_fit(num, group, space, likeliest))
+    for num in sorted({len(sample.sequences) for sample in samples}):
+        group = [sample for sample in samples if len(sample.sequences) == num]
+        temperatures = fitted_temperatures(group, space)
+        if temperatures is not None:
+            fits.append(_number_fit(num, group, space, temperatures))
     return tuple(fits)
 
 
-def _number_fit(num: int, group: Sequence[Sample], space: LabelSpace, likeliest: Temperatures) -> NumberFit:
-    before = sampled_error(group, space, UNCALIBRATED)
-    is_kept_at_one = sampled_error(group, space, likeliest) > before
-    temperatures = UNCALIBRATED if is_kept_at_one else likeliest
+def _number_fit(num: int, group: Sequence[Sample], space: LabelSpace, temperatures: Temperatures) -> NumberFit:
+    before, after = (cell_errors(group, space, one) for one in (UNCALIBRATED, temperatures))
     return NumberFit(
         num,
         temperatures,
         len(group),
-        loss_before=_mean_loss(group, space, UNCALIBRATED),
-        loss_after=_mean_loss(group, space, temperatures),
-        ece_before=before,
-        ece_after=sampled_error(group, space, temperatures),
-        is_at_bound=not all(COLDEST * AT_BOUND < one < HOTTEST / AT_BOUND for one in temperatures),
-        is_kept_at_one=is_kept_at_one,
+        num_cells=len(before),
+        num_lower=sum(after[key] < before[key] for key in before),
+        ece_before=mean_of_defined(list(before.values())),
+        ece_after=mean_of_defined(list(after.values())),
+        is_at_bound=any(one in (GRID[0], GRID[-1]) for one in temperatures),
     )

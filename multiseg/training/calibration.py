@@ -46,7 +46,7 @@ from multiseg.training.run_folder import LOCK, RUN_FILE
 from multiseg.training.validate import validation_cases
 
 SPLIT = "val"
-METHOD = 2
+METHOD = 3
 """Of the fit: part of its identity, so that another way to fit makes another calibration of the same model."""
 NUMBERS_IN_MEMORY = 60_000_000
 """Probabilities of all samples together, about 240 MB."""
@@ -253,7 +253,7 @@ def _sample(database: str, answer: CaseAnswer, most: int) -> Sample:
     ]
     return Sample(
         database,
-        len(answer.subset),
+        answer.subset,
         answer.probabilities.reshape(len(annotated), -1)[:, voxels].astype(np.float32),
         target.ravel()[voxels],
         predicted.ravel()[voxels],
@@ -282,7 +282,10 @@ def _fitted(ground: _Ground, samples: Sequence[Sample], empty: CalibrationResult
     temperatures = {fit.num_sequences: Temperatures(*(round(one, DIGITS) for one in fit.temperatures)) for fit in fits}
     calibration = replace(empty.calibration, temperatures=temperatures)
     expected = np.array(
-        [sampled_expected_dice(sample, space, temperatures_of(calibration, sample.num_sequences)) for sample in samples]
+        [
+            sampled_expected_dice(sample, space, temperatures_of(calibration, len(sample.sequences)))
+            for sample in samples
+        ]
     )
     true = np.array([sample.dice for sample in samples])
     look_below, rhos = {}, {}
@@ -291,7 +294,7 @@ def _fitted(ground: _Ground, samples: Sequence[Sample], empty: CalibrationResult
         pairs = expected[defined, index].tolist(), true[defined, index].tolist()
         look_below[name] = round(look_threshold(*pairs, ground.options.poor_dice), DIGITS)
         rhos[name] = spearman(*pairs)
-    not_fitted = sorted({sample.num_sequences for sample in samples} - temperatures.keys())
+    not_fitted = sorted({len(sample.sequences) for sample in samples} - temperatures.keys())
     return replace(
         empty, calibration=replace(calibration, look_below=look_below), is_new=True, fits=fits,
         not_fitted=tuple(not_fitted), spearman=rhos, left_out=ground.left_out,

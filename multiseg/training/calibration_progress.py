@@ -45,7 +45,7 @@ class KeptSamples:
         arrays: dict[str, np.ndarray] = {"num": np.array(len(samples))}
         for index, sample in enumerate(samples):
             arrays[f"{index}.database"] = np.array(sample.database)
-            arrays[f"{index}.num_sequences"] = np.array(sample.num_sequences)
+            arrays[f"{index}.sequences"] = np.array(sample.sequences)
             arrays |= {f"{index}.{name}": getattr(sample, name) for name in _ARRAYS}
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
@@ -61,4 +61,5 @@ class KeptSamples:
 
 def _sample(held: np.lib.npyio.NpzFile, index: int) -> Sample:
     arrays = {name: held[f"{index}.{name}"] for name in _ARRAYS}
-    return Sample(str(held[f"{index}.database"]), int(held[f"{index}.num_sequences"]), **arrays)
+    sequences = tuple(str(name) for name in held[f"{index}.sequences"])
+    return Sample(str(held[f"{index}.database"]), sequences, **arrays)

@@ -1,29 +1,32 @@
 """Temperatures are found again, and thresholds are where they tell poor answers from others."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from multiseg.evaluation.temperature_fit import (
+    GRID,
     Sample,
+    cell_errors,
     chosen_voxels,
     fit_by_number,
     fitted_temperatures,
     look_threshold,
-    negative_log_likelihood,
     sampled_expected_dice,
 )
 from multiseg.labels import IGNORE, LabelSpace
 from multiseg.models.calibration_record import UNCALIBRATED
 
 SPACE = LabelSpace()
+SEQUENCES = ("FLAIR", "T1")
 
 
 def sample(p: np.ndarray, truth: np.ndarray, num: int = 1, database: str = "ms", weights: object = None) -> Sample:
     weights = np.ones(len(p), np.float32) if weights is None else np.array(weights, np.float32)
     predicted = (p >= 0.5).astype(np.uint8)
-    return Sample(database, num, p[None].astype(np.float32), truth.astype(np.uint8), predicted, weights,
+    return Sample(database, SEQUENCES[:num], p[None].astype(np.float32), truth.astype(np.uint8), predicted, weights,
                   np.array([True]), np.array([0.5]))  # fmt: skip
 
 
@@ -44,8 +47,8 @@ def test_each_number_of_sequences_has_its_own() -> None:
     one, two = fit_by_number([overconfident(2.0, num=1), overconfident(4.0, 1, num=2)], SPACE)
     assert (one.num_sequences, two.num_sequences) == (1, 2)
     assert (one.temperatures.outside, two.temperatures.outside) == pytest.approx((2, 4), rel=0.12)
-    assert one.loss_after < one.loss_before
     assert one.ece_after < one.ece_before / 4
+    assert (one.num_cells, one.num_lower) == (1, 1)
 
 
 def test_without_a_structure_nothing_is_fitted() -> None:
@@ -55,35 +58,48 @@ def test_without_a_structure_nothing_is_fitted() -> None:
 
 
 def test_a_fit_that_ends_at_its_bound_says_so() -> None:
-    p, truth = np.array([0.4, 0.6]), np.array([0, 1])  # always right: the colder the better
+    p, truth = np.array([0.45, 0.55]), np.array([0, 1])  # always right: the colder the better
     (fit,) = fit_by_number([sample(p, truth)], SPACE)
     assert fit.is_at_bound
     assert not fit_by_number([overconfident(2.0)], SPACE)[0].is_at_bound
 
 
-def test_a_temperature_that_raises_the_calibration_error_is_not_taken() -> None:
-    # Five voxels that were missed with full confidence ask for a high temperature outside, which spoils the many voxels
-    # of p = 0.02, of which none is true. Inside all is well.
-    p = np.array([*[1e-6] * 5, *[0.02] * 100, *[0.9] * 10])
-    one = sample(p, np.array([*[1] * 5, *[0] * 100, *[1] * 9, 0]))
-    assert fitted_temperatures([one], SPACE).outside > 2
-    (fit,) = fit_by_number([one], SPACE)
-    assert fit.is_kept_at_one
+def test_a_cell_that_is_sure_and_wrong_does_not_decide_alone() -> None:
+    # In one database every second answer is wrong with full confidence, which only a very high temperature would mend.
+    wrong = sample(np.full(1000, 0.999), np.arange(1000) % 2, database="other")
+    many = [replace(overconfident(2.0, seed), database=f"ms {seed}") for seed in range(4)]
+    both = fitted_temperatures([*many, wrong], SPACE)
+    assert both == pytest.approx((2, 2), rel=0.3)
+
+
+def test_where_no_temperature_helps_they_stay_one() -> None:
+    p = np.repeat([0.1, 0.9], 1000)
+    right = sample(p, np.concatenate([np.arange(1000) % 10 == 0, np.arange(1000) % 10 > 0]))
+    (fit,) = fit_by_number([right], SPACE)
     assert fit.temperatures == UNCALIBRATED
-    assert (fit.loss_after, fit.ece_after) == (fit.loss_before, fit.ece_before)
+    assert (fit.num_lower, fit.ece_after) == (0, fit.ece_before)
+    assert 1 in GRID
 
 
-def test_loss_by_hand() -> None:
-    loss = negative_log_likelihood(sample(np.array([0.8, 0.25]), np.array([1, 0]), weights=[1, 3]), SPACE, UNCALIBRATED)
-    assert loss == pytest.approx(-(math.log(0.8) + 3 * math.log(0.75)) / 4, rel=1e-6)
+def test_the_error_of_a_cell_by_hand() -> None:
+    samples = [
+        sample(np.array([0.8, 0.25, 0.0001]), np.array([1, 0, 1]), weights=[1, 3, 9]),
+        sample(np.array([0.8]), np.array([0])),
+        sample(np.array([0.8]), np.array([0]), num=2),
+    ]
+    errors = cell_errors(samples, SPACE, UNCALIBRATED)
+    assert errors == {
+        ("ms", "lesion", ("FLAIR",)): pytest.approx((abs(1.6 - 1) + abs(0.75 - 0)) / 5),
+        ("ms", "lesion", ("FLAIR", "T1")): pytest.approx(0.8),
+    }
 
 
-def test_a_case_teaches_only_what_it_is_annotated_for() -> None:
+def test_a_case_counts_only_for_what_it_is_annotated_for() -> None:
     space = LabelSpace.of(("lesion", "tissue:GM"))
     p = np.array([[0.3], [0.5]], np.float32)
-    only_lesion = Sample("ms", 1, p, np.array([0], np.uint8), np.array([2], np.uint8), np.ones(1, np.float32),
+    only_lesion = Sample("ms", ("T1",), p, np.array([0], np.uint8), np.array([2], np.uint8), np.ones(1, np.float32),
                          np.array([True, False]), np.full(2, math.nan))  # fmt: skip
-    assert negative_log_likelihood(only_lesion, space, UNCALIBRATED) == pytest.approx(-math.log(0.7), rel=1e-5)
+    assert cell_errors([only_lesion], space, UNCALIBRATED) == {("ms", "lesion", ("T1",)): pytest.approx(0.3)}
 
 
 def test_samples_keep_small_structures_whole_and_stand_for_the_brain() -> None:

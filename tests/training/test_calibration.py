@@ -275,7 +275,7 @@ def test_the_command(plain: Path, store_url: str, tmp_path: Path, capsys: pytest
     assert run([*command, "--device", "cpu", "--json"]) == 0
     content = checked(capsys.readouterr().out, "calibrate")
     assert [fit["num_sequences"] for fit in content["fits"]] == [1, 2]
-    assert all(fit["loss_after"] < fit["loss_before"] for fit in content["fits"])
+    assert all(fit["ece_after"] < fit["ece_before"] for fit in content["fits"])
     assert run([*command, "--device", "cpu"]) == 0
     assert "has this calibration already, and was not changed" in " ".join(capsys.readouterr().out.split())
     assert run([*command, "--device", "cpu", "--poor-dice", "0.4"]) == 0
