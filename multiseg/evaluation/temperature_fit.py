@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -19,8 +20,10 @@ from multiseg.types import Mask
 COLDEST, HOTTEST = 0.1, 10.0
 GRID = np.round(np.geomspace(COLDEST, HOTTEST, 33), 6)
 """The temperatures that are tried, each 15% above the one before; 1 is among them."""
-SMALLEST_ERROR = 1e-6
-"""Of a cell, by which others are divided."""
+SMALLEST_VALUE = 1e-6
+"""Of an error or a loss, by which others are divided."""
+_SMALLEST = 1e-12
+"""Of a probability whose logarithm is taken."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,23 +94,43 @@ def cell_errors(
     return {key: error for key, error in errors.items() if not math.isnan(error)}
 
 
-def fitted_temperatures(samples: Sequence[Sample], space: LabelSpace) -> Temperatures | None:
-    """The temperatures with the least calibration error relative to that before, in the mean over cells; None if no
-    voxel of the samples is a structure.
+def cell_losses(
+    samples: Sequence[Sample], space: LabelSpace, temperatures: Temperatures
+) -> dict[tuple[str, tuple[str, ...]], float]:
+    """The mean of -log p of the true structure over the voxels of the brain, by database and sequences.
 
-    Every cell counts the same, whatever its error. The likeliest temperatures would be those of the few cells in which
-    the model is sure and wrong, and would spoil the others. Each temperature is sought by itself, in turn, on a grid,
-    since the error is no smooth function of it; of equal ones the nearest to 1 is taken.
+    Where no annotated structure is true, p is what the annotated ones leave over, as in the losses of the training.
+    """
+    sums: dict[tuple[str, tuple[str, ...]], Float[np.ndarray, " 2"]] = {}
+    for sample in samples:
+        p = at_temperature(sample.probabilities, space, temperatures).astype(np.float64)
+        true = 1 - p[sample.annotated].sum(axis=0)
+        voxels = np.flatnonzero(sample.target)
+        true[voxels] = p[sample.target[voxels].astype(np.intp) - 1, voxels]
+        loss = -np.log(np.maximum(true, _SMALLEST)) * sample.weights
+        key = (sample.database, sample.sequences)
+        sums[key] = sums.get(key, 0) + np.array([loss.sum(), sample.weights.sum(dtype=np.float64)])
+    return {key: float(loss / weight) for key, (loss, weight) in sums.items() if weight}
+
+
+def fitted_temperatures(samples: Sequence[Sample], space: LabelSpace) -> Temperatures | None:
+    """The temperatures with the least calibration error and the least loss, each relative to that before and in the
+    mean over its cells; None if no voxel of the samples is a structure.
+
+    Every cell counts the same, whatever its error: the likeliest temperatures of all voxels would be those of the few
+    cells in which the model is sure and wrong, and would spoil the others. The error alone is least where all
+    structures get one and the same probability, which tells sure answers no longer from others; the loss prevents that.
+    Each temperature is sought by itself, in turn, on a grid, since the error is no smooth function of it; of equal ones
+    the nearest to 1 is taken.
     """
     if not any(sample.target.any() for sample in samples):
         return None
-    counting = [_counting(sample) for sample in samples]
-    before = cell_errors(counting, space, UNCALIBRATED)
+    errors, losses = (measure(samples, space, UNCALIBRATED) for measure in (cell_errors, cell_losses))
 
     def score(temperatures: Temperatures) -> tuple[float, float]:
-        errors = cell_errors(counting, space, temperatures)
-        ratios = [errors[key] / max(before[key], SMALLEST_ERROR) for key in before]
-        return float(np.mean(ratios)) if ratios else 1.0, sum(abs(math.log(one)) for one in temperatures)
+        error = _relative(cell_errors(samples, space, temperatures), errors)
+        loss = _relative(cell_losses(samples, space, temperatures), losses)
+        return error + loss, sum(abs(math.log(one)) for one in temperatures)
 
     found, last = UNCALIBRATED, None
     while found != last:
@@ -117,11 +140,10 @@ def fitted_temperatures(samples: Sequence[Sample], space: LabelSpace) -> Tempera
     return found
 
 
-def _counting(sample: Sample) -> Sample:
-    """The voxels of a sample that count for a calibration error."""
-    counts = (sample.probabilities > LEAST).any(axis=0)
-    of_voxels = {name: getattr(sample, name)[counts] for name in ("target", "predicted", "weights")}
-    return replace(sample, probabilities=sample.probabilities[:, counts], **of_voxels)
+def _relative(after: Mapping[Any, float], before: Mapping[Any, float]) -> float:
+    """The mean over cells of what became of a value; 1 without a cell."""
+    ratios = [after[key] / max(value, SMALLEST_VALUE) for key, value in before.items()]
+    return float(np.mean(ratios)) if ratios else 1.0
 
 
 def sampled_expected_dice(sample: Sample, space: LabelSpace, temperatures: Temperatures) -> Float[np.ndarray, " label"]:

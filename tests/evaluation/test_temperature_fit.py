@@ -10,6 +10,7 @@ from multiseg.evaluation.temperature_fit import (
     GRID,
     Sample,
     cell_errors,
+    cell_losses,
     chosen_voxels,
     fit_by_number,
     fitted_temperatures,
@@ -94,12 +95,34 @@ def test_the_error_of_a_cell_by_hand() -> None:
     }
 
 
+def test_the_loss_of_a_cell_by_hand() -> None:
+    samples = [
+        sample(np.array([0.8, 0.25]), np.array([1, 0]), weights=[1, 3]),
+        sample(np.array([0.5]), np.array([1])),
+        sample(np.array([0.9]), np.array([1]), num=2),
+    ]
+    assert cell_losses(samples, SPACE, UNCALIBRATED) == {
+        ("ms", ("FLAIR",)): pytest.approx(-(math.log(0.8) + 3 * math.log(0.75) + math.log(0.5)) / 5),
+        ("ms", ("FLAIR", "T1")): pytest.approx(-math.log(0.9)),
+    }
+
+
+def test_the_loss_decides_where_the_error_does_not() -> None:
+    # Voxels with so small a probability count for no calibration error, but one in twenty of them is true.
+    p = np.array([*[0.0005] * 100, *[0.9] * 100])
+    one = sample(p, np.array([*(np.arange(100) % 20 == 0), *(np.arange(100) % 10 > 0)]))
+    found = fitted_temperatures([one], SPACE)
+    assert found.outside > 1.5
+    assert found.inside == 1
+
+
 def test_a_case_counts_only_for_what_it_is_annotated_for() -> None:
     space = LabelSpace.of(("lesion", "tissue:GM"))
     p = np.array([[0.3], [0.5]], np.float32)
     only_lesion = Sample("ms", ("T1",), p, np.array([0], np.uint8), np.array([2], np.uint8), np.ones(1, np.float32),
                          np.array([True, False]), np.full(2, math.nan))  # fmt: skip
     assert cell_errors([only_lesion], space, UNCALIBRATED) == {("ms", "lesion", ("T1",)): pytest.approx(0.3)}
+    assert cell_losses([only_lesion], space, UNCALIBRATED) == {("ms", ("T1",)): pytest.approx(-math.log(0.7))}
 
 
 def test_samples_keep_small_structures_whole_and_stand_for_the_brain() -> None:
