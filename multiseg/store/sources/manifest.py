@@ -80,11 +80,11 @@ def _from_csv(path: Path, only_images: bool) -> list[DatabaseFiles]:
     lines = read_table(path)
     if not lines or not {"database", "case"} <= set(lines[0]):
         raise UsageError(f"{path} needs a header with at least database and case, and one row per case.")
-    sequences = _columns_of_files(path, lines)
-    lines = [{sequences.get(column, column): text for column, text in line.items()} for line in lines]
     if only_images:
         lines = [{name: text for name, text in line.items() if _head(name) not in LABEL_COLUMNS} for line in lines]
-    _check_columns(path, list(lines[0]))
+    sequences = _columns_of_files(path, lines)
+    _check_columns(path, [sequences.get(column, column) for column in lines[0]])
+    lines = [{sequences.get(column, column): text for column, text in line.items()} for line in lines]
     by_database = grouped(lines, lambda line: line["database"])
     return [_database_from_rows(path, name, rows) for name, rows in by_database.items()]
 
