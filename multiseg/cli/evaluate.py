@@ -54,7 +54,8 @@ class CaseFlags:
     adapt_to: Annotated[
         str,
         typer.Option(
-            help="The lesion for --adapt: found (by the model), half or quarter (of it), or true (the annotated one)."
+            help="The lesion for --adapt: found (by the model), half or quarter (of it), or true (the annotated one, "
+            "so that the numbers are no held-out performance)."
         ),
     ] = "found"
     branch: AnsweringBranch = ""

@@ -211,7 +211,7 @@ def _databases_of(source: Path, options: SourceOptions) -> list[DatabaseFiles]:
     if source.suffix in (".toml", ".csv") and not (options.layout or is_listing(source)):
         if replace(options, only_images=False) != SourceOptions():
             raise UsageError(f"{source} already describes its files; leave out the options that describe them.")
-        return find_manifest(source)
+        return find_manifest(source, options.only_images)
     folder = look_into(source) if options.pattern else look_at(source)
     recognised = recognise(folder, options)
     if not options.pattern:

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from multiseg.viewer.stored_cases import StoredCases
 
 STORE, RUN, PREDICTION = "store", "run", "prediction"
-OVERLAP = 0.5
-"""Of the sliding windows when a run's model segments a case, as in an evaluation."""
 PICTURE_PANEL = "Pictures instead of a page"
 
 
@@ -141,7 +139,7 @@ def _stored(url: str, chosen: Chosen) -> StoredCases:
 def _evaluated(run: Path, chosen: Chosen, places: PlaceFlags) -> Cases:
     from multiseg.evaluation.evaluation_result import options_to_repeat
     from multiseg.evaluation.model_evaluation import store_of_run
-    from multiseg.evaluation.result_folder import ANSWERED
+    from multiseg.evaluation.result_folder import is_of_several
     from multiseg.evaluation.stored_answers import answered
     from multiseg.models.branch_models import branch_info
     from multiseg.models.saved import load_model, model_path
@@ -155,12 +153,14 @@ def _evaluated(run: Path, chosen: Chosen, places: PlaceFlags) -> Cases:
     digest = hashlib.sha256(model_path(run).read_bytes()).hexdigest()
     if about and digest not in about.get("models", [about.get("model")]):
         title += " (of an older model)"
+    if is_of_several(about):
+        title += " (of several models)"
     table = None if evaluation is None else read_evaluation(evaluation)
     if table is not None and (chosen.case or chosen.databases or chosen.split):
         table = table[(table["database"] + "/" + table["case"]).isin(list(stored.cases))]
 
     def segment(case: Case) -> tuple[LabelSpace, Codes]:
-        options = options_to_repeat(about.get(ANSWERED, {}), OVERLAP)
+        options = options_to_repeat(about)
         model = load_model(run)
         return branch_info(model.info, options.branch).space, answered(model, stored.store, case, options)[2]
 

@@ -16,7 +16,7 @@ from multiseg.evaluation.evaluation_result import MONTAGE_CASES, EvaluateOptions
 from multiseg.evaluation.model_evaluation import evaluate
 from multiseg.evaluation.own_metrics import Metrics
 from multiseg.evaluation.reliability import joined_tables
-from multiseg.evaluation.result_folder import check_room, key_of
+from multiseg.evaluation.result_folder import FOLDS, check_room, key_of
 from multiseg.evaluation.slice_panel import SlicePanel
 from multiseg.models.learnt_scans import NOT_KNOWN, TRAIN, VAL, how_learnt
 from multiseg.models.saved import model_path, read_learnt
@@ -195,5 +195,7 @@ def _joined(done: Sequence[Evaluation], runs: Sequence[FoldRun]) -> Evaluation:
         is_calibrated=any(one.is_calibrated for one in done),
         models=tuple(one.model for one in done),
         store=first.store,
+        answered={**first.answered, FOLDS: runs[0].fold.number},
+        overlap=first.overlap,
         parts={f"fold-{run.fold.index}": one for one, run in zip(done, runs, strict=True)},
     )

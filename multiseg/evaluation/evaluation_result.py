@@ -17,7 +17,15 @@ from multiseg.evaluation.comparison import KEY, ScoringOptions
 from multiseg.evaluation.memory_budget import check_memory, memory_bytes
 from multiseg.evaluation.own_metrics import POLICY as OWN_POLICY
 from multiseg.evaluation.reliability import error_changes, expected_and_true, reliability_table
-from multiseg.evaluation.result_folder import ANSWERED, PROGRESS, RELIABILITY, check_room
+from multiseg.evaluation.result_folder import (
+    ANSWERED,
+    PROGRESS,
+    RELIABILITY,
+    SEVERAL,
+    answered_in,
+    check_room,
+    not_known,
+)
 from multiseg.evaluation.slice_panel import SlicePanel
 from multiseg.evaluation.tables import write_parquet_beside, write_table
 from multiseg.files import write_atomically
@@ -27,8 +35,10 @@ from multiseg.models.learnt_scans import NOT_KNOWN, NOT_LEARNT, TRAIN, VAL
 
 MONTAGE_CASES = 2
 REPR_ROWS = 10
-ANSWERING: dict[str, type] = {"branch": str, "adapt": bool, "adapt_to": str, "tta": bool}
+ANSWERING: dict[str, type] = {"branch": str, "adapt": bool, "adapt_to": str, "tta": bool, "lesion_assumed": bool}
 """The fields of `EvaluateOptions` that say how a model answers, for `Evaluation.answered`."""
+OVERLAP = "overlap"
+"""Key of summary.json, see `Evaluation.overlap`."""
 
 
 @dataclass(frozen=True)
@@ -86,23 +96,29 @@ class EvaluateOptions:
         return {name: value for name in ANSWERING if (value := getattr(self, name)) != defaults[name]}
 
 
-def options_to_repeat(answered: Any, overlap: float) -> EvaluateOptions:
-    """The options with which a model answers as in a saved evaluation.
+def options_to_repeat(about: Mapping[str, Any]) -> EvaluateOptions:
+    """The options with which one model answers as in a saved evaluation.
 
     Args:
-        answered: what the summary.json of the evaluation says, see `Evaluation.answered`.
+        about: summary.json of the evaluation. An older one without its overlap gets that of `EvaluateOptions`.
 
     Raises:
-        UsageError: it says something that this version does not know.
+        UsageError: several models answered, or it says something that this version does not know.
     """
+    answered = answered_in(about)
     given = answered if isinstance(answered, dict) else {ANSWERED: answered}
-    unknown = [f"{name} = {value}" for name, value in given.items() if not isinstance(value, ANSWERING.get(name, ()))]
-    if unknown:
+    if several := [f"{name} = {value}" for name, value in given.items() if name in SEVERAL]:
         raise UsageError(
-            f"in the evaluation the model answered with {', '.join(unknown)}, which this version of multiseg does not "
-            "know, so that its answers would not be those that were measured. Update multiseg, or evaluate again."
+            f"in the evaluation several models answered ({', '.join(several)}), so that the answers of one of them "
+            "would not be those that were measured. Evaluate this model by itself."
         )
-    return EvaluateOptions(overlap=overlap, **given)
+    unknown = [f"{name} = {value}" for name, value in given.items() if not isinstance(value, ANSWERING.get(name, ()))]
+    overlap = about.get(OVERLAP, EvaluateOptions.overlap)
+    if not isinstance(overlap, float | int) or not 0 <= overlap < 1:
+        unknown.append(f"{OVERLAP} = {overlap}")
+    if unknown:
+        raise not_known(unknown)
+    return EvaluateOptions(overlap=float(overlap), **given)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +137,9 @@ class Evaluation:
         model: the SHA-256 of the model, or a digest of several; "" for files of another program.
         models: the SHA-256 of each model file, if they are several.
         store: the URL or path of the store that the cases are from.
-        answered: how the model answered, where not as `predict` does by default: `EvaluateOptions.answered`.
+        answered: how the model answered, where not as `predict` does by default: `EvaluateOptions.answered`, with
+            the rule of an ensemble or the number of folds, see `result_folder.SEVERAL`.
+        overlap: of the sliding windows; None for files of another program.
         scoring: how predictions were scored.
         parts: the evaluations that this one was put together from, by name; empty if it is none of these.
         reliability: the bins of probabilities, see `reliability.reliability_table`; empty for files.
@@ -147,6 +165,7 @@ class Evaluation:
     models: tuple[str, ...] = ()
     store: str = ""
     answered: Mapping[str, Any] = field(default_factory=dict)
+    overlap: float | None = None
     parts: Mapping[str, Evaluation] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -240,6 +259,7 @@ class Evaluation:
             **({"model": self.model} if self.model else {}),
             **({"models": list(self.models)} if self.models else {}),
             **({ANSWERED: dict(self.answered)} if self.answered else {}),
+            **({} if self.overlap is None else {OVERLAP: self.overlap}),
             "calibration": self.calibration.to_json() if self.calibration else None,
             "calibration_errors": error_changes(self.summary) if self.is_calibrated else [],
             "expected_dice": json.loads(pd.DataFrame(expected_and_true(self.cases)).to_json(orient="records")),

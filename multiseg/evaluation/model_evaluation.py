@@ -24,10 +24,11 @@ from multiseg.evaluation.comparison import (
     why_not_comparable,
 )
 from multiseg.evaluation.evaluation_result import MONTAGE_CASES, EvaluateOptions, Evaluation
+from multiseg.evaluation.memory_budget import check_prepared, peak_bytes
 from multiseg.evaluation.own_metrics import Metric, Metrics, identity_of, named_metrics
 from multiseg.evaluation.panels import compared_panel
 from multiseg.evaluation.reliability import BINS, Confidence, confidence_row, reliability_table
-from multiseg.evaluation.result_folder import DoneCases, Rows, check_room, key_of
+from multiseg.evaluation.result_folder import ENSEMBLE, DoneCases, Rows, check_room, key_of
 from multiseg.evaluation.slice_panel import SlicePanel, slice_of
 from multiseg.evaluation.stored_answers import CaseAnswer, LoadedCase, answer_to, answers, load_case
 from multiseg.evaluation.subsets import check_subsets, chosen_subsets
@@ -100,7 +101,9 @@ def evaluate(
     num_seen: Counter[str] = Counter()
     for index, case in enumerate(cases):
         on_case(index, len(cases), f"{case.database}/{case.name}")
+        peak = peak_bytes()
         loaded, predicted = load_case(model, store, case, options), None
+        check_prepared(peak, options.answer.memory)
         if case_key(case) not in done.rows:
             rows, predicted = _rows(model, loaded, options, own)
             done.add(case_key(case), rows)
@@ -128,7 +131,8 @@ def evaluate(
         is_calibrated=model.is_calibrated,
         models=tuple(map(_file_digest, model.files)) if len(model.files) > 1 else (),
         store=place,
-        answered=replace(options, branch=model.branch).answered,
+        answered={**replace(options, branch=model.branch).answered, **({ENSEMBLE: model.rule} if model.rule else {})},
+        overlap=options.overlap,
     )
 
 
@@ -289,6 +293,7 @@ def _rows_of_answer(
             code = space.names.index(label) + 1
             masks = (predicted == code, truth.target == code, truth.target != IGNORE)
             row |= confidence_row(confidence, code - 1, masks, model.look_below(label))
+            del masks  # before the surfaces of the next structure are compared
         yield {**row, "modalities": "+".join(answer.subset), "num_modalities": len(answer.subset)}
 
 

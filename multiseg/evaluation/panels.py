@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from multiseg.evaluation.case_panel import PNG, CasePanel, Parcels
 from multiseg.evaluation.metrics import dice
+from multiseg.evaluation.slice_panel import slice_of
 from multiseg.files import check_files
 from multiseg.labels import IGNORE
 from multiseg.store.reader import Case, Store
@@ -95,7 +96,7 @@ def save_gallery(path: Path, store: Store, cases: Sequence[Case], title: str = "
     from multiseg.evaluation.montage import save_montage  # slow to import
 
     check_files([path], overwrite=overwrite, kinds=PNG)  # before anything is drawn
-    save_montage(path, [stored_panel(store, case) for case in cases], title, overwrite)
+    save_montage(path, [slice_of(stored_panel(store, case)) for case in cases], title, overwrite)
     return path
 
 

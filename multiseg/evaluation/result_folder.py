@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,6 +17,34 @@ TABLES = ("cases.csv", "summary.csv", "reliability.csv", "cases.parquet", "summa
 SUMMARY, MONTAGE, RELIABILITY = "summary.json", "montage.png", "reliability.png"
 ANSWERED = "answered"
 """Key of summary.json, see `Evaluation.answered`."""
+ENSEMBLE, FOLDS, MODELS = "ensemble", "folds", "models"
+SEVERAL = (ENSEMBLE, FOLDS, MODELS)
+"""What `answered` says where several models answered: by which rule, in how many folds, or only how many they were."""
+
+
+def answered_in(about: Mapping[str, Any]) -> Any:
+    """What a summary.json says of how the model answered, see `Evaluation.answered`; {} if as `predict` does.
+
+    Older ones of several models have only their digests, which then stand for how they answered.
+    """
+    answered, num = about.get(ANSWERED, {}), len(about.get(MODELS, []))
+    if num > 1 and isinstance(answered, dict) and not set(SEVERAL) & set(answered):
+        return {**answered, MODELS: num}
+    return answered
+
+
+def is_of_several(about: Mapping[str, Any]) -> bool:
+    """Whether a summary.json is of several models, which answered together or each in its fold."""
+    answered = answered_in(about)
+    return isinstance(answered, dict) and not set(SEVERAL).isdisjoint(answered)
+
+
+def not_known(given: Sequence[str]) -> UsageError:
+    """The error for an evaluation that says something of how the model answered which this version does not know."""
+    return UsageError(
+        f"in the evaluation the model answered with {', '.join(given)}, which this version of multiseg does not "
+        "know, so that its answers would not be those that were measured. Update multiseg, or evaluate again."
+    )
 
 
 def key_of(*identity: object) -> str:

@@ -14,12 +14,12 @@ from multiseg.evaluation.comparison import Truth, truth_of
 from multiseg.evaluation.decision import brain_of
 from multiseg.evaluation.evaluation_result import EvaluateOptions
 from multiseg.evaluation.memory_budget import FLOAT, check_further, fitted
-from multiseg.evaluation.metrics import joint_box
+from multiseg.evaluation.metrics import joint_box, surface_of
 from multiseg.evaluation.preparation import network_input
 from multiseg.evaluation.subsets import chosen_subsets
 from multiseg.evaluation.voting import Voters
 from multiseg.evaluation.zones import Zones, zones_of
-from multiseg.labels import LabelSpace
+from multiseg.labels import IGNORE, LabelSpace
 from multiseg.models.saved import Model
 from multiseg.store.reader import Case, Store
 from multiseg.types import Mask
@@ -27,10 +27,12 @@ from multiseg.types import Mask
 METRIC_BYTES = 20
 """For each voxel of a case: what its labels, the masks of one structure and its confidence need beside the
 probabilities, when the windows are done."""
-MASK_BYTES = 4
+MASK_BYTES = 5
 """For each voxel of a case: the masks of one structure, which are there while its surfaces are compared."""
 SURFACE_BYTES = 24
-"""For each voxel of the box around all structures: what the distances between surfaces, and the lesions, need."""
+"""For each voxel of the box around a structure: what the distances between surfaces, and the lesions, need."""
+SURFACE_VOXEL_BYTES = 100
+"""For each voxel of a surface, in both masks, on top of its box: speckled masks are mostly surface."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,9 +87,37 @@ class CaseAnswer:
 
 
 def answers(model: Voters, loaded: LoadedCase, options: EvaluateOptions) -> Iterator[CaseAnswer]:
-    """The answers to a case from those chosen subsets of its sequences of which the models see something."""
+    """The answers to a case from those chosen subsets of its sequences of which the models see something.
+
+    Raises:
+        UsageError: one does not fit into the budget of memory, or what is measured of it would not.
+    """
     for subset in filter(model.sees, chosen_subsets(options.subsets, loaded.usable)):
-        yield answer_to(model, loaded, subset, options)
+        yield _measurable(answer_to(model, loaded, subset, options), options)
+
+
+def _measurable(answer: CaseAnswer, options: EvaluateOptions) -> CaseAnswer:
+    """The answer; raises UsageError if comparing its surfaces does not fit into the budget of memory."""
+    if memory := options.answer.memory:
+        surfaces = surface_bytes(answer.predicted, answer.truth, options.scoring.rule.dilation + 1)
+        check_further(memory, "the surfaces", MASK_BYTES * answer.brain.size + surfaces)
+    return answer
+
+
+def surface_bytes(predicted: UInt8[np.ndarray, "i j k"], truth: Truth, margin: int) -> int:
+    """What comparing the surfaces and the lesions of the largest structure takes.
+
+    Args:
+        margin: of the box around a structure, in voxels.
+    """
+    most, looked_at = 0, truth.target != IGNORE
+    for code in (1 + np.flatnonzero(truth.annotated)).tolist():
+        masks = ((predicted == code) & looked_at, truth.target == code)
+        if (marked := masks[0] | masks[1]).any():
+            box = joint_box(marked, margin)
+            num = sum(int(np.count_nonzero(surface_of(mask[box]))) for mask in masks)
+            most = max(most, SURFACE_BYTES * marked[box].size + SURFACE_VOXEL_BYTES * num)
+    return most
 
 
 def answer_to(model: Voters, loaded: LoadedCase, subset: tuple[str, ...], options: EvaluateOptions) -> CaseAnswer:
@@ -108,9 +138,6 @@ def answer_to(model: Voters, loaded: LoadedCase, subset: tuple[str, ...], option
     fitting = fitted(models, shown, options.answer, probabilities + brain.size, later)
     found: WholeAnswer = answer_of(models, model.rule, shown, fitting, brain)
     predicted = loaded.truth.completed(found.labels)
-    if fitting.memory and (marked := (predicted > 0) | (loaded.truth.target > 0)).any():
-        surfaces = SURFACE_BYTES * marked[joint_box(marked)].size
-        check_further(fitting.memory, "the surfaces", MASK_BYTES * brain.size + surfaces)
     return CaseAnswer(subset, found.probabilities, found.calibrated, brain, predicted, loaded.truth)
 
 

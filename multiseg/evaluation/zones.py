@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, Int, UInt8
 from scipy import ndimage
 
 from multiseg.errors import UsageError
@@ -52,12 +52,21 @@ def zone_masks(lesion: Mask, spacing_mm: SpacingMm) -> dict[str, Mask]:
     elsewhere. Distances run between voxel centres, in millimetres."""
     if not lesion.any():
         return dict(zip(COLUMNS, (lesion, lesion, ~lesion), strict=True))
-    # All that is near is in this box, and distances of a whole volume take twenty times its memory.
+    # All that is near is in this box. A map of the distances would take about 50 bytes for each of its voxels.
     box = joint_box(lesion, margin=math.ceil(NEAR_MM / min(spacing_mm)))
-    distance_mm = np.asarray(ndimage.distance_transform_edt(~lesion[box], sampling=spacing_mm))
+    outside = ~lesion[box]
+    nearest = ndimage.distance_transform_edt(outside, sampling=spacing_mm, return_distances=False, return_indices=True)
     near = np.zeros_like(lesion)
-    near[box] = ~lesion[box] & (distance_mm <= NEAR_MM)
+    near[box] = outside & np.stack([_is_near(nearest[:, i], i, spacing_mm) for i in range(len(outside))])
     return dict(zip(COLUMNS, (lesion, near, ~lesion & ~near), strict=True))
+
+
+def _is_near(nearest: Int[np.ndarray, "axis j k"], i: int, spacing_mm: SpacingMm) -> Bool[np.ndarray, "j k"]:
+    """The voxels of plane `i` that are near to the voxels with these indices."""
+    steps = nearest - np.stack(np.broadcast_arrays(i, *np.indices(nearest.shape[1:], sparse=True)))
+    steps_mm = steps * np.asarray(spacing_mm)[:, None, None]
+    is_near: Bool[np.ndarray, "j k"] = np.sqrt(np.add.reduce(steps_mm * steps_mm, axis=0)) <= NEAR_MM
+    return is_near
 
 
 def zones_of(database: Database, case: Case, codes: UInt8[np.ndarray, "annotation i j k"], space: LabelSpace) -> Zones:

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from multiseg.errors import UsageError
-from multiseg.evaluation.result_folder import ANSWERED, SUMMARY
+from multiseg.evaluation.result_folder import ANSWERED, SUMMARY, not_known
 from multiseg.export.licences import UNKNOWN, Terms, licence_of, together
 from multiseg.models.saved import ModelInfo
 from multiseg.shown import line
@@ -42,7 +42,7 @@ def results_in(folder: Path, model_sha256: str) -> Results:
     """The evaluations in the folder of a run that are of the model with this SHA-256.
 
     Raises:
-        UsageError: a summary cannot be read.
+        UsageError: a summary cannot be read, or says how the model answered in a way that is not known.
     """
     tables, stale = [], []
     for summary in sorted(folder.glob(f"{EVALUATIONS}/{SUMMARY}")):
@@ -52,14 +52,14 @@ def results_in(folder: Path, model_sha256: str) -> Results:
                 stale.append(summary.parent.name)
                 continue
             rows = [_row(row) for row in content["summary"]]
-            how = ", ".join(
-                f"{name} {value}".removesuffix(" True") for name, value in content.get(ANSWERED, {}).items()
-            )
-            title = f"{summary.parent.name} ({how})" if how else summary.parent.name
-            table = {"title": title, "rows": rows, "policy": str(content["empty_mask_policy"])}
+            answered, policy = content.get(ANSWERED, {}), str(content["empty_mask_policy"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"{summary} cannot be read ({error!r}). Evaluate again, or move it away.") from error
-        tables.append(table)
+        if not isinstance(answered, dict):
+            raise not_known([f"{ANSWERED} = {answered}"])
+        how = ", ".join(f"{name} {value}".removesuffix(" True") for name, value in answered.items())
+        title = f"{summary.parent.name} ({how})" if how else summary.parent.name
+        tables.append({"title": title, "rows": rows, "policy": policy})
     return Results(tuple(tables), tuple(stale))
 
 

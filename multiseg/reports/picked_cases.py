@@ -40,13 +40,13 @@ def picked_cases(runs: Sequence[RunRecord], device: str, on_case: OnStep = no_pr
         store = open_store(url)
     except MultisegError as error:
         return Section(TITLE, [], f"The cases are not drawn, since the store {url!r} cannot be opened: {error}")
-    models = {run.name: load_model(model_path(run.folder), device) for run in runs}
     try:
-        options = options_to_repeat(chooser.evaluations[0].answered, overlap=0.5)
-        for model in models.values():
-            branch_info(model.info, options.branch)
+        options = options_to_repeat(chooser.evaluations[0].about)
+        for run in runs:
+            branch_info(run.info, options.branch)
     except UsageError as error:
         return Section(TITLE, [], f"The cases are not drawn: {error}")
+    models = {run.name: load_model(model_path(run.folder), device) for run in runs}
     most = max(12, MOST_SLICES // len(runs))
     parts, steps, total = [], count(1), len(picked) * len(runs)
     for kind, (case, dice) in picked.items():

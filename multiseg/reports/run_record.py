@@ -14,7 +14,7 @@ import pandas as pd
 
 from multiseg.commands_log import read_commands
 from multiseg.errors import UsageError
-from multiseg.evaluation.result_folder import ANSWERED, SUMMARY
+from multiseg.evaluation.result_folder import SUMMARY, answered_in
 from multiseg.evaluation.tables import read_table
 from multiseg.models.learnt_scans import NOT_LEARNT
 from multiseg.models.saved import ModelInfo, model_path, read_info
@@ -48,8 +48,8 @@ class EvaluationRecord:
 
     @property
     def answered(self) -> Any:
-        """What summary.json says of how the model answered, see `Evaluation.answered`; {} if as `predict` does."""
-        return self.about.get(ANSWERED, {})
+        """How the model answered, see `result_folder.answered_in`; {} if alone, as `predict` does."""
+        return answered_in(self.about)
 
     @property
     def held_out(self) -> pd.DataFrame:

@@ -375,8 +375,9 @@ def test_an_evaluation_adapts_to_the_lesion_that_is_chosen(
     assert (half <= found).all()
     np.testing.assert_array_equal(true, truth)
     assert len(keys) == 4
-    hide(store, [f"alder/{name}" for name in store["alder"].schemas])
-    with pytest.raises(DataError, match="no case"):
+    assert set(store["alder"].schemas) == {"lesion", "tissue"}
+    hide(store, ["alder/lesion"])
+    with pytest.raises(DataError, match="nobody looked for lesions"):
         evaluate(tmp_path / "m.safetensors", store, replace(options, adapt_to="true"))
 
 

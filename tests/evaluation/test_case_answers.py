@@ -181,3 +181,5 @@ def test_an_ensemble_is_evaluated(
     assert "--ensemble is 'median': give mean or vote" in capsys.readouterr().err
     record = json.loads((tmp_path / "--ensemble-mean" / "summary.json").read_text())
     assert record["learnt"]["not learnt"]
+    assert record["answered"] == {"ensemble": "mean"}
+    assert record["overlap"] == 0.5

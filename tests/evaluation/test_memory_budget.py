@@ -27,12 +27,15 @@ from multiseg.evaluation.result_folder import key_of
 from multiseg.evaluation.stored_answers import (
     METRIC_BYTES,
     SURFACE_BYTES,
+    SURFACE_VOXEL_BYTES,
     CaseAnswer,
     LoadedCase,
     answer_to,
+    answers,
+    surface_bytes,
 )
 from multiseg.evaluation.voting import Voters
-from multiseg.labels import LabelSpace
+from multiseg.labels import IGNORE, LabelSpace
 from multiseg.modalities import ModalityAxis
 from multiseg.models.saved import Model, ModelInfo
 from multiseg.store.formats.nifti import write_nifti
@@ -137,15 +140,62 @@ def test_a_stored_case_is_answered_under_the_budget_of_its_larger_step(monkeypat
         answer_to(Voters((model,)), LOADED, ("FLAIR",), EvaluateOptions(memory=str(first - 1)))
 
 
+def ball_and_shifted(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Two solid masks that nearly fill a grid."""
+    masks = np.zeros((2, *shape), bool)
+    masks[0, 1:-4, 1:-4, 1:-4] = masks[1, 4:-1, 4:-1, 4:-1] = True
+    return masks[0], masks[1]
+
+
+def speckled_and_solid(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """A prediction of scattered voxels, and a solid truth."""
+    truth = np.zeros(shape, bool)
+    truth[4:10, 4:10, 4:10] = True
+    return np.random.default_rng(1).random(shape) < 0.6, truth
+
+
+@pytest.mark.parametrize("masks_of", [ball_and_shifted, speckled_and_solid])
+@pytest.mark.parametrize("rule", ["ours", "brats-gli"])
+def test_surfaces_and_lesions_stay_within_their_estimate(
+    masks_of: Callable[[tuple[int, int, int]], tuple[np.ndarray, np.ndarray]], rule: str
+) -> None:
+    shape, one_mm = (40, 40, 40), (1.0, 1.0, 1.0)
+    predicted, truth = masks_of(shape)
+    find_lesions(truth[:6, :6, :6], truth[:6, :6, :6], one_mm, RULES[rule])  # imports what it needs
+    surfaces = peak_of(lambda: case_metrics(predicted, truth, one_mm))
+    found = peak_of(lambda: find_lesions(predicted, truth, one_mm, RULES[rule]))
+    codes, annotated = truth.astype(np.uint8), np.array([True])
+    estimate = surface_bytes(predicted.astype(np.uint8), Truth(codes, annotated, np.zeros_like(codes)), 1)
+    assert max(surfaces, found) < estimate < 6 * max(surfaces, found)
+
+
+def test_only_structures_that_are_compared_have_surfaces() -> None:
+    predicted, target = np.zeros((2, 12, 12, 12), np.uint8)
+    predicted[0], target[4:6, 4:6, 4:6] = 1, 2
+    target[8:] = IGNORE
+    truth = Truth(target, np.array([False, True]), np.zeros_like(target))
+    assert surface_bytes(predicted, truth, 1) == SURFACE_BYTES * 4**3 + SURFACE_VOXEL_BYTES * 2**3
+    assert surface_bytes(predicted, truth, 2) == SURFACE_BYTES * 6**3 + SURFACE_VOXEL_BYTES * 2**3
+    both = Truth(target, np.array([True, True]), np.zeros_like(target))
+    assert surface_bytes(predicted, both, 1) == SURFACE_BYTES * 2 * 12**2 + SURFACE_VOXEL_BYTES * 12**2
+    predicted[8:] = 2  # nobody looks there
+    assert surface_bytes(predicted, truth, 1) == SURFACE_BYTES * 4**3 + SURFACE_VOXEL_BYTES * 2**3
+
+
+def test_surfaces_need_memory_only_where_they_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture of the same case is drawn."""
+    monkeypatch.setattr("multiseg.evaluation.memory_budget.resident_bytes", lambda: 0)
+    monkeypatch.setattr("multiseg.evaluation.stored_answers.SURFACE_BYTES", 10**6)
+    options = EvaluateOptions("test", subsets="full", memory="1GB")
+    assert answer_to(Voters((model_of(),)), LOADED, ("FLAIR",), options).predicted.shape == LESION.shape
+    with pytest.raises(UsageError, match="too little for the surfaces of this case"):
+        next(answers(Voters((model_of(),)), LOADED, options))
+
+
 @pytest.mark.slow
 def test_the_metrics_stay_within_their_estimates() -> None:
-    shape, one_mm = (64, 64, 64), (1.0, 1.0, 1.0)
-    truth, predicted = np.zeros(shape, bool), np.zeros(shape, bool)
-    truth[1:60, 1:60, 1:60] = predicted[4:63, 4:63, 4:63] = True
-    find_lesions(truth[:4, :4, :4], truth[:4, :4, :4], one_mm, RULES["ours"])  # imports what it needs
-    surfaces = peak_of(lambda: case_metrics(predicted, truth, one_mm))
-    lesions = peak_of(lambda: find_lesions(predicted, truth, one_mm, RULES["ours"]))
-    assert max(surfaces, lesions) / truth.size < SURFACE_BYTES
+    shape = (64, 64, 64)
+    truth, predicted = ball_and_shifted(shape)
     volume, everywhere = np.full((1, *shape), 0.7, np.float32), np.ones(shape, bool)
     confidence = Confidence(volume, volume, everywhere)
     row = peak_of(lambda: confidence_row(confidence, 0, (predicted, truth, everywhere), 0.5))

@@ -22,10 +22,15 @@ from multiseg.store.sources.source_types import DatabaseFiles, SourceOptions
 from multiseg.store.sources.text_tables import read_table
 
 CASE_COLUMNS = ("database", "pathology", "case", "subject", "session", "site", "split", "brain_mask")
+LABEL_COLUMNS = ("label", "codes")
+"""What is before the colon in the names of columns that only labels need."""
 
 
-def find_manifest(path: Path | str) -> list[DatabaseFiles]:
+def find_manifest(path: Path | str, only_images: bool = False) -> list[DatabaseFiles]:
     """The databases of a .toml or .csv manifest; paths are relative to its folder.
+
+    Args:
+        only_images: leave all labels unread, whatever they are and their codes mean, see `SourceOptions`.
 
     Raises:
         SourceError: the manifest or a folder is missing, or rows of one database name several pathologies.
@@ -34,10 +39,10 @@ def find_manifest(path: Path | str) -> list[DatabaseFiles]:
     path = Path(path)
     if not path.is_file():
         raise SourceError(f"manifest {path} does not exist.", code="MISSING_FILE", file=str(path))
-    return _from_toml(path) if path.suffix == ".toml" else _from_csv(path)
+    return (_from_toml if path.suffix == ".toml" else _from_csv)(path, only_images)
 
 
-def _from_toml(path: Path) -> list[DatabaseFiles]:
+def _from_toml(path: Path, only_images: bool) -> list[DatabaseFiles]:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
@@ -47,10 +52,10 @@ def _from_toml(path: Path) -> list[DatabaseFiles]:
     tables = data.pop("database", [])
     if data or not isinstance(tables, list) or not tables:
         raise UsageError(f"{path} must have [[database]] tables and nothing else, but has {sorted(data) or 'none'}.")
-    return [_database_from_table(path, table) for table in tables]
+    return [_database_from_table(path, table, only_images) for table in tables]
 
 
-def _database_from_table(path: Path, table: Mapping[str, Any]) -> DatabaseFiles:
+def _database_from_table(path: Path, table: Mapping[str, Any], only_images: bool) -> DatabaseFiles:
     keys = {"root", *(field.name for field in fields(SourceOptions))} - {"layout", "yes"}
     given = {key for key, value in table.items() if value != "" or key == "root"}  # "": the manifest's own folder
     unknown, missing = set(table) - keys, {"name", "root", "pattern"} - given
@@ -60,10 +65,12 @@ def _database_from_table(path: Path, table: Mapping[str, Any]) -> DatabaseFiles:
             f"{sorted(missing)}. Keys are {', '.join(sorted(keys))}."
         )
     options = SourceOptions(**{key: value for key, value in table.items() if key != "root"})
+    if only_images:  # the patterns of labels stay, so that no label is taken for an image
+        options = replace(options, only_images=True, codes={})
     return find_source(path.parent / table["root"], options)
 
 
-def _from_csv(path: Path) -> list[DatabaseFiles]:
+def _from_csv(path: Path, only_images: bool) -> list[DatabaseFiles]:
     """The databases of a CSV manifest.
 
     Columns: database and case; optionally the other CASE_COLUMNS; files of a sequence (T1, FLAIR, or image:NAME for any
@@ -73,6 +80,8 @@ def _from_csv(path: Path) -> list[DatabaseFiles]:
     lines = read_table(path)
     if not lines or not {"database", "case"} <= set(lines[0]):
         raise UsageError(f"{path} needs a header with at least database and case, and one row per case.")
+    if only_images:
+        lines = [{name: text for name, text in line.items() if _head(name) not in LABEL_COLUMNS} for line in lines]
     sequences = _columns_of_files(path, lines)
     _check_columns(path, [sequences.get(column, column) for column in lines[0]])
     lines = [{sequences.get(column, column): text for column, text in line.items()} for line in lines]
@@ -113,6 +122,11 @@ def _check_columns(path: Path, columns: list[str]) -> None:
         sequences[name or ""] = column
 
 
+def _head(column: str) -> str:
+    """What is before the colon in the name of a column; the whole name without one."""
+    return column.partition(":")[0]
+
+
 def _modality_of_column(column: str) -> str | None:
     head, _, tail = column.partition(":")
     return (canonical_modality(tail) or tail) if head == "image" else canonical_modality(column)
@@ -124,7 +138,7 @@ def _database_from_rows(path: Path, database: str, rows: list[dict[str, str]]) -
     codes: dict[str, str] = {}
     for row in rows:
         for column, text in row.items():
-            if column.split(":")[0] == "codes" and text:
+            if _head(column) == "codes" and text:
                 annotation = column.partition(":")[2] or "lesion"
                 if codes.setdefault(annotation, text) != text:
                     raise LabelError(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from multiseg.cli.source_flags import FolderFlags, confirmed_databases
 from multiseg.errors import LabelError
 from multiseg.store.sources.recognise import find_source
 from multiseg.store.sources.source_types import SourceOptions
@@ -61,4 +62,38 @@ def test_two_labels_that_may_be_the_same_are_no_error_if_only_images_are_needed(
         head.save(tmp_path / "pat1" / f"{name}.nii.gz", head.codes(1))
     found = find_source(tmp_path, SourceOptions(only_images=True))
     assert sorted(found.cases[0].images) == ["FLAIR", "T1"]
+    assert not [finding for finding in found.findings if finding.severity == "error"]
+
+
+def csv_manifest(folder: Path) -> Path:
+    """Rows that give the codes of the lesions two meanings, and those of the tissues none that can be read."""
+    rows = [
+        "database,case,FLAIR,label,codes,label:tissue,codes:tissue",
+        "a,one,pat1/FLAIR.nii.gz,pat1/tissue.nii.gz,1=lesion,pat1/tissue.nii.gz,what=ever",
+        "a,two,pat1/T1.nii.gz,pat1/tissue.nii.gz,2=lesion,pat1/tissue.nii.gz,what=ever",
+    ]
+    (folder / "study.csv").write_text("\n".join(rows) + "\n")
+    return folder / "study.csv"
+
+
+def toml_manifest(folder: Path) -> Path:
+    text = (
+        '[[database]]\nname = "a"\nroot = "."\npattern = "{case}/{modality}.nii.gz"\n'
+        'labels = {tissue = "{case}/tissue.nii.gz"}\ncodes = {tissue = "what=ever"}\n'
+    )
+    (folder / "study.toml").write_text(text)
+    return folder / "study.toml"
+
+
+@pytest.mark.parametrize("write", [csv_manifest, toml_manifest])
+def test_codes_of_a_manifest_are_no_error_if_only_images_are_needed(head, tmp_path: Path, write: Callable) -> None:
+    plain(head, tmp_path)
+    manifest = write(tmp_path)
+    with pytest.raises(LabelError):
+        confirmed_databases(manifest, SourceOptions(), as_json=True)
+    (found,) = confirmed_databases(manifest, FolderFlags().options(), as_json=True)
+    assert {name for case in found.cases for name in case.images} <= {"FLAIR", "T1"}
+    assert {case.case for case in found.cases} & {"one", "pat1"}
+    assert not found.schemas
+    assert not any(case.labels or case.participant for case in found.cases)
     assert not [finding for finding in found.findings if finding.severity == "error"]
