@@ -40,7 +40,8 @@ LESIONS: Mapping[str, str] = {
     f"{COTRAINED}{ADAPTED} to the true lesion": TRUE_LESION,
 }
 """The arms that are adapted to other lesions than all that the model finds."""
-WHOLE = f"Lesions of one branch pasted over the tissues of the other; of the arms {' and '.join(JOINING)} the fusion."
+QUOTED = " and ".join(f'"{name}"' for name in JOINING)
+WHOLE = f"Lesions of one branch pasted over the tissues of the other; of the arms {QUOTED} the fusion."
 ZONES = dict(zip(COLUMNS, ("under the lesion", "within 10 mm", "elsewhere"), strict=True))
 UNDER = ZONES[COLUMNS[0]]
 
@@ -171,6 +172,9 @@ def note_of(ground: Ground) -> str:
     if roles.test_store:
         tests = f"{hidden} hidden from every training). The test cases are held-out cases of {roles.tissues} with "
         tests += f"lesions of {roles.lesions} grafted in, so that the tissue under a lesion is known"
+        if num_left_out := len(roles.without) + len(roles.with_lesions):
+            tests += f"; {num_left_out} others are left out, since no lesion fits into them ({len(roles.without)}) or "
+            tests += f"they have lesions of their own ({len(roles.with_lesions)})"
     else:
         tests = f"{hidden} hidden from every training, and the truth here)"
     anchor = f"with {roles.anchor} as anchor" if roles.anchor else "without an anchor (no train case is public)"
@@ -178,7 +182,7 @@ def note_of(ground: Ground) -> str:
         f"Tissues are learnt from {roles.tissues}, lesions from {roles.lesions} ({tests}. The anatomy branch sees T1 "
         f"and knows no lesions, so that it says which tissue is {UNDER}. The branches were pretrained for "
         f"{scale.steps} steps each. Then every arm learnt tissues for {scale.finetune_steps} more, and "
-        f"{' and '.join(JOINING)} the whole for as many after these; network two_branch, no modality drop. Adapted: "
+        f"{QUOTED} the whole for as many after these; network two_branch, no modality drop. Adapted: "
         f"to the lesion that the model finds, or to the half or quarter of it around one of its voxels, or to the true "
         f"one; {anchor}."
     )
