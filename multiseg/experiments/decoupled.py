@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from multiseg.config import merged
-from multiseg.evaluation.adaptation import TRUE_LESION
+from multiseg.evaluation.adaptation import FOUND, TRUE_LESION
 from multiseg.evaluation.zones import COLUMNS
 from multiseg.experiments.ace import anatomy_training, tissue_labels
 from multiseg.experiments.anatomy_ground import roles_of
@@ -18,7 +18,6 @@ from multiseg.experiments.ground import Ground
 from multiseg.experiments.runs import Arm, Exam, Run
 from multiseg.labels import LESION
 from multiseg.models.two_branch import PASTED
-from multiseg.training.pseudo_labels import PREDICTED
 from multiseg.training.stages import PSEUDO_LABEL
 
 HIMMETOGLU = "Himmetoglu et al. 2025"
@@ -29,7 +28,7 @@ COTRAINING: Mapping[str, Mapping[str, Any]] = {
     GRAFTED: {"inner_rate": 0.0}, COTRAINED: {}, FIRST_ORDER: {"first_order": True},
 }  # fmt: skip
 """The arms whose anatomy branch learns from grafted lesions, and their settings."""
-JOINING: Mapping[str, Mapping[str, Any]] = {JOINT: {}, FOUND_LABELS: {"adapt_to": PREDICTED}}
+JOINING: Mapping[str, Mapping[str, Any]] = {JOINT: {}, FOUND_LABELS: {"adapt_to": FOUND}}
 """The arms that learn the fusion from pseudo-labels, and the settings of these."""
 KINDS = (PRETRAINED, *COTRAINING, *JOINING)
 ADAPTED, OF_BRANCH = ", adapted", ", anatomy branch"
