@@ -185,9 +185,11 @@ def progress_bar(what: str, total: int | None, details: str = "", quiet: bool = 
 def case_counter(what: str) -> Iterator[Callable[[int, int, str], None]]:
     """A progress bar of cases. Yields a function of the number that are done, of all, and the current one's name.
 
-    If there was nothing to do, no bar stays.
+    If there was nothing to do, or an error came before that was known, no bar stays.
     """
     with progress_bar(what, None) as bar:
-        yield lambda done, total, case: bar.update(TaskID(0), completed=done, total=total, details=case)
-        if not bar.tasks[0].total:
-            bar.update(TaskID(0), visible=False)
+        try:
+            yield lambda done, total, case: bar.update(TaskID(0), completed=done, total=total, details=case)
+        finally:
+            if not bar.tasks[0].total:
+                bar.update(TaskID(0), visible=False)

@@ -41,7 +41,7 @@ class Experiment:
     """A question, the arms that answer it, and the tables of their test results.
 
     Attributes:
-        paper: the published tables that it repeats.
+        paper: the published tables that it repeats, or is related to.
         authors: of that paper.
         scale: the name of its scale, if the user names none.
         needs: "" (synthetic hospitals or a store), "hospitals" or "store".
@@ -88,7 +88,7 @@ EXPERIMENTS = {
                    "anatomy", "hospitals", synthetic_anatomy_ground, has_roles=True, pictured=ace.pictured),
         Experiment("hetero", hetero.QUESTION, "table 1", hetero.plan, hetero.tables, hetero.DORENT, "hetero",
                    "store", synthetic_anatomy_ground, has_roles=True, pictured=hetero.pictured),
-        Experiment("two-branch", decoupled.QUESTION, "tables 2, 4 and 5, and figure 10", decoupled.plan,
+        Experiment("two-branch", decoupled.QUESTION, "related to tables 2, 4 and 5, and figure 10", decoupled.plan,
                    decoupled.tables, decoupled.HIMMETOGLU, "two-branch", hospitals=synthetic_grafting_ground,
                    of_store=grafted_ground_of, has_roles=True, pictured=decoupled.pictured),
     )

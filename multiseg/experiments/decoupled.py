@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from multiseg.config import merged
-from multiseg.evaluation.adaptation import TRUE_LESION
+from multiseg.evaluation.adaptation import FOUND, TRUE_LESION
 from multiseg.evaluation.zones import COLUMNS
 from multiseg.experiments.ace import anatomy_training, tissue_labels
 from multiseg.experiments.anatomy_ground import roles_of
@@ -18,7 +18,6 @@ from multiseg.experiments.ground import Ground
 from multiseg.experiments.runs import Arm, Exam, Run
 from multiseg.labels import LESION
 from multiseg.models.two_branch import PASTED
-from multiseg.training.pseudo_labels import PREDICTED
 from multiseg.training.stages import PSEUDO_LABEL
 
 HIMMETOGLU = "Himmetoglu et al. 2025"
@@ -29,7 +28,7 @@ COTRAINING: Mapping[str, Mapping[str, Any]] = {
     GRAFTED: {"inner_rate": 0.0}, COTRAINED: {}, FIRST_ORDER: {"first_order": True},
 }  # fmt: skip
 """The arms whose anatomy branch learns from grafted lesions, and their settings."""
-JOINING: Mapping[str, Mapping[str, Any]] = {JOINT: {}, FOUND_LABELS: {"adapt_to": PREDICTED}}
+JOINING: Mapping[str, Mapping[str, Any]] = {JOINT: {}, FOUND_LABELS: {"adapt_to": FOUND}}
 """The arms that learn the fusion from pseudo-labels, and the settings of these."""
 KINDS = (PRETRAINED, *COTRAINING, *JOINING)
 ADAPTED, OF_BRANCH = ", adapted", ", anatomy branch"
@@ -40,7 +39,8 @@ LESIONS: Mapping[str, str] = {
     f"{COTRAINED}{ADAPTED} to the true lesion": TRUE_LESION,
 }
 """The arms that are adapted to other lesions than all that the model finds."""
-WHOLE = f"Lesions of one branch pasted over the tissues of the other; of the arms {' and '.join(JOINING)} the fusion."
+QUOTED = " and ".join(f'"{name}"' for name in JOINING)
+WHOLE = f"Lesions of one branch pasted over the tissues of the other; of the arms {QUOTED} the fusion."
 ZONES = dict(zip(COLUMNS, ("under the lesion", "within 10 mm", "elsewhere"), strict=True))
 UNDER = ZONES[COLUMNS[0]]
 
@@ -171,6 +171,9 @@ def note_of(ground: Ground) -> str:
     if roles.test_store:
         tests = f"{hidden} hidden from every training). The test cases are held-out cases of {roles.tissues} with "
         tests += f"lesions of {roles.lesions} grafted in, so that the tissue under a lesion is known"
+        if num_left_out := len(roles.without) + len(roles.with_lesions):
+            tests += f"; {num_left_out} others are left out, since no lesion fits into them ({len(roles.without)}) or "
+            tests += f"they have lesions of their own ({len(roles.with_lesions)})"
     else:
         tests = f"{hidden} hidden from every training, and the truth here)"
     anchor = f"with {roles.anchor} as anchor" if roles.anchor else "without an anchor (no train case is public)"
@@ -178,7 +181,7 @@ def note_of(ground: Ground) -> str:
         f"Tissues are learnt from {roles.tissues}, lesions from {roles.lesions} ({tests}. The anatomy branch sees T1 "
         f"and knows no lesions, so that it says which tissue is {UNDER}. The branches were pretrained for "
         f"{scale.steps} steps each. Then every arm learnt tissues for {scale.finetune_steps} more, and "
-        f"{' and '.join(JOINING)} the whole for as many after these; network two_branch, no modality drop. Adapted: "
+        f"{QUOTED} the whole for as many after these; network two_branch, no modality drop. Adapted: "
         f"to the lesion that the model finds, or to the half or quarter of it around one of its voxels, or to the true "
         f"one; {anchor}."
     )

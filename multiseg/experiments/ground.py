@@ -45,6 +45,8 @@ class Roles:
         anchor: a healthy case, "DATABASE/CASE", that models may hold for adaptations; "" for none.
         test_store, test_databases: the store of the test cases and its databases, if they are apart: see
             `grafted_ground`.
+        without, with_lesions: test cases of `tissues` that are not tested: no lesion fits them, or they have lesions of
+            their own.
     """
 
     tissues: str
@@ -55,6 +57,8 @@ class Roles:
     anchor: str = ""
     test_store: str = ""
     test_databases: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    with_lesions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from multiseg.evaluation.adaptation import FOUND
 from multiseg.evaluation.evaluation_result import EvaluateOptions
 from multiseg.experiments.ground import Ground
 from multiseg.models.builders import NETWORKS, multi_unet_plus
+from multiseg.training import joint_loss
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,15 @@ class Run:
 
     @property
     def key(self) -> str:
-        """The digest of settings and federation and of the runs that it needs, in 12 letters."""
+        """The digest of settings and federation and of the runs that it needs, in 12 letters.
+
+        Of a stage joint it also holds the version of the losses, so that kept runs of other losses are not mixed in.
+        """
         parent = self.parent.key if self.parent else ""
         content = [self.settings, parent, *([self.federation] if self.federation else [])]
         content += [[run.key for run in self.fused]] if self.fused else []
         content += [{"pseudo_labels": self.pseudo_labels.key}] if self.pseudo_labels else []
+        content += [{"joint_loss": joint_loss.VERSION}] if self.settings.get("stage") == "joint" else []
         return _digest(json.dumps(content, sort_keys=True))
 
     @property

@@ -17,6 +17,9 @@ ANY_SEQUENCE = "any sequence"
 """The name of its only channel: it sees one sequence at a time, whichever that is."""
 BRAIN = "brain"
 """The structure that it finds."""
+RECIPE, NEWEST_RECIPE = "recipe", 2
+"""Key, in its metrics, of how it learnt, since a score says other things after other trainings: 2 from the share of
+brain in each voxel, and from phantoms, too; 1, which a file does not say, from outlines of stored brains alone."""
 
 
 def is_brain_network(info: ModelInfo) -> bool:

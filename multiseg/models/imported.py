@@ -86,9 +86,9 @@ def import_weights(path: Path, out: Path, options: ImportOptions, overwrite: boo
         licence=options.licence,
         background=options.background,
     )
-    if existing:
-        delete_in(out)
     save_model(out / BEST, network, info)
+    if existing:
+        delete_in(out)  # last: where the disk is full, the old model stays, with what it carries
     return info
 
 

@@ -17,7 +17,7 @@ from multiseg.labels import LabelSpace
 from multiseg.loaders.batches import Batch
 from multiseg.loaders.synthetic_scans import GRID, SPACING_MM, BrainShape, draw_scan
 from multiseg.modalities import ModalityAxis
-from multiseg.models.brain_network import ANY_SEQUENCE, BRAIN
+from multiseg.models.brain_network import ANY_SEQUENCE, BRAIN, NEWEST_RECIPE, RECIPE
 from multiseg.models.builders import build
 from multiseg.models.devices import resolve_device
 from multiseg.models.learnt_scans import LearntScans
@@ -156,7 +156,7 @@ def train_brain(
         Hooks(on_event, validate=lambda: _checked(state.model, checks, options.num_checks)),
     )
     cases = tuple(case for case, _ in learnt)
-    info = _info(opened, options, cases).at(state.step, state.history[-1])
+    info = _info(opened, options, cases).at(state.step, {**state.history[-1], RECIPE: NEWEST_RECIPE})
     scans = LearntScans.of(digest for case in cases for digest in case.content.values())
     save_model(out, state.model, info, scans)
     return TrainedBrain(out, cases, left_out, state.history[-1]["score"], bool(held_out))

@@ -69,9 +69,10 @@ class Noted:
 
     Attributes:
         code: DATA_CHANGED (the data changed, and the change was accepted), DATA_UNKNOWN (the run is older than
-            data.json), STEPS_CHANGED (another number of steps, and so another schedule), LEARNT_BEFORE (the parent
-            model learnt from validation or test cases), LEARNT_UNKNOWN (the parent does not say from what it learnt)
-            or LEARNT_REMOVED (the model learnt, or may have learnt, from cases that were removed from the store).
+            data.json), STEPS_CHANGED (another number of steps, and so another schedule), LOSS_CHANGED (a stage
+            joint of a version with other losses), LEARNT_BEFORE (the parent model learnt from validation or test
+            cases), LEARNT_UNKNOWN (the parent does not say from what it learnt) or LEARNT_REMOVED (the model learnt, or
+            may have learnt, from cases that were removed from the store).
         cases: all cases that it concerns, as "database/case"; the message names only the first.
     """
 

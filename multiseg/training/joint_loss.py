@@ -6,6 +6,8 @@ the branch's head would not fit its features any more, and both adaptations and 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
@@ -16,6 +18,10 @@ from multiseg.loaders.batches import Batch
 from multiseg.models.losses import consistency_loss, log_probabilities, soft_dice_loss
 from multiseg.models.two_branch import BESIDE
 from multiseg.training.objectives import Objective
+
+VERSION = 2
+"""Of the losses of this stage: models that were trained by different ones are not comparable. 1 had no loss on the
+anatomy branch."""
 
 
 def soft_dice(network: nn.Module, batch: Batch, step: int) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
@@ -67,7 +73,7 @@ def with_anatomy(objective: Objective) -> Objective:
     def both(network: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         whole = Listening(network, batch)
         loss, terms = objective(whole, batch, step)
-        anatomy = whole.anatomy if whole.anatomy is not None else _beside(network, batch)[1]
+        anatomy = whole.of_anatomy if whole.of_anatomy is not None else _beside(network, batch)[1]
         log_p = log_probabilities(anatomy)
         annotated = batch.annotated[:, list(batch.tissues)]
         of_anatomy = soft_dice_loss(log_p, _tissue_target(batch), annotated, over_batch=True)
@@ -81,23 +87,38 @@ def with_anatomy(objective: Objective) -> Objective:
 class Listening(nn.Module):
     """The whole network, which keeps what its anatomy branch answers to a batch: one pass serves both.
 
+    An objective of one's own uses it like the network itself: it answers as a branch where one is named, and what it
+    does not have, such as `anatomy`, is that of the network.
+
     Attributes:
-        anatomy: the logits of the anatomy branch for the batch; None until the batch was shown as it is.
+        of_anatomy: the logits of the anatomy branch for the batch; None until the batch was shown as it is, with
+            gradients. From a pass without them, as of a teacher, the head of the branch could not learn.
     """
 
     def __init__(self, network: nn.Module, batch: Batch) -> None:
         super().__init__()
         self.network, self._batch = network, batch
-        self.anatomy: Float[Tensor, "batch label i j k"] | None = None
+        self.of_anatomy: Float[Tensor, "batch label i j k"] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "network":  # of a copy that is not complete yet
+                raise
+            return getattr(self.network, name)
 
     def forward(
-        self, images: Float[Tensor, "batch modality i j k"], present: Bool[Tensor, "batch modality"]
+        self, images: Float[Tensor, "batch modality i j k"], present: Bool[Tensor, "batch modality"], branch: str = ""
     ) -> Float[Tensor, "batch label i j k"]:
+        if branch:
+            answer: Tensor = self.network(images, present, branch=branch)
+            return answer
         num, num_logits = len(self._batch.images), 1 + self._batch.annotated.shape[1]
         logits: Tensor = self.network(images, present, branch=BESIDE)
         is_batch = torch.equal(images[:num], self._batch.images) and torch.equal(present[:num], self._batch.present)
-        if self.anatomy is None and is_batch:
-            self.anatomy = logits[:num, num_logits:]
+        if self.of_anatomy is None and is_batch and logits.requires_grad:
+            self.of_anatomy = logits[:num, num_logits:]
         return logits[:, :num_logits]
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 
 from multiseg.errors import UsageError
+from multiseg.evaluation.adaptation import FOUND, TRUE_LESION
 from multiseg.loaders.batches import Batch, Donor
 from multiseg.loaders.graft_source import Grafted
 from multiseg.modalities import as_names
@@ -23,7 +24,6 @@ from multiseg.models.losses import consistency_loss, log_probabilities, soft_dic
 from multiseg.models.two_branch import CONSTANTS, Branch, filled
 from multiseg.training.fit import Stream
 from multiseg.training.objectives import Objective
-from multiseg.training.pseudo_labels import PREDICTED, TRUE
 
 STREAM = 0x3E7A
 """Part of the generator's seed, so that the constants share no random numbers with other draws."""
@@ -50,7 +50,7 @@ class MetaOptions:
         anchor: a labelled healthy case, "DATABASE/CASE", that the model file will hold, for adaptations (see
             `anchors.py`); "" for none.
         adapt_to: the lesions that the stage pseudo_label adapts the anatomy branch to: "true", those of the annotation,
-            or "predicted", those that the lesion branch finds.
+            or "found", those that the lesion branch finds. Other stages refuse the second.
         pseudo_labels: the folder of a stage pseudo_label, from which the stage joint learns; a run of stages sets it.
 
     Raises:
@@ -61,15 +61,15 @@ class MetaOptions:
     first_order: bool = False
     donors: str | tuple[str, ...] = ()
     anchor: str = ""
-    adapt_to: str = "true"
+    adapt_to: str = TRUE_LESION
     pseudo_labels: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "donors", as_names(self.donors))
         if not 0 <= self.inner_rate < math.inf:
             raise UsageError(f"meta.inner_rate is {self.inner_rate}: give a number from 0 on, such as 0.005.")
-        if self.adapt_to not in (TRUE, PREDICTED):
-            raise UsageError(f"meta.adapt_to is {self.adapt_to!r}: give {TRUE} or {PREDICTED}.")
+        if self.adapt_to not in (TRUE_LESION, FOUND):
+            raise UsageError(f"meta.adapt_to is {self.adapt_to!r}: give {TRUE_LESION} or {FOUND}.")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ def draw_phantom_scan(rng: np.random.Generator) -> tuple[Voxels, Voxels]:
     anatomy = anatomy_on(head, places, blur_mm=SPACING_MM, is_raw=True)
     assert anatomy.outer is not None
     inner, outer = len(anatomy.tissues) - 1, 1 + len(anatomy.outer)
-    # Of the brain and its fluid no tissue is as dark as air; of scalp, muscle and eyes each may be.
+    # Of the brain and its fluid no tissue is as dark as air; of the outer ones each may be: scalp,
+    # muscle, vitreous, spinal cord and its fluid.
     levels = np.concatenate([rng.uniform(0.1, 1, inner), rng.uniform(0, 1, outer)]).astype(np.float32)
     tissues = np.concatenate([anatomy.tissues, anatomy.outer])
     # Not by BLAS, as in `synthetic_head`.

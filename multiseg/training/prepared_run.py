@@ -36,7 +36,7 @@ from multiseg.training.anchors import anchor_case, check_anchor
 from multiseg.training.class_weights import class_weights
 from multiseg.training.events import Noted
 from multiseg.training.fit import Stream, consistency_of
-from multiseg.training.joint_loss import soft_dice
+from multiseg.training.joint_loss import VERSION, soft_dice
 from multiseg.training.meta import GraftStream, meta_objective
 from multiseg.training.objectives import Objective, objective_named
 from multiseg.training.pseudo_labels import PseudoLabels, SoftStream
@@ -88,7 +88,9 @@ class PreparedRun:
         shown = [anchor_case(self.store, anchor)] if anchor else []
         digests = self.soft.digests if self.soft else {}
         train = [*self.drawn, *donated, *shown]
-        return lessons_of(self.store, train, self.held_out, parent, accepts_changes, digests)
+        lessons = lessons_of(self.store, train, self.held_out, parent, accepts_changes, digests)
+        stage = stage_named(self.options.stage, self.options.model.builder)
+        return replace(lessons, data=replace(lessons.data, joint_loss=VERSION if stage.has_both else 0))
 
     def objective(self, own: Objective | None) -> Objective:
         """The objective of the run's stage; `own` is the user's, if there is one.

@@ -22,7 +22,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from multiseg.errors import CheckpointError, UsageError, few
-from multiseg.evaluation.adaptation import adapted, check_adaptable, lesion_of
+from multiseg.evaluation.adaptation import TRUE_LESION, adapted, check_adaptable, lesion_of
 from multiseg.evaluation.inference import predict_volume
 from multiseg.evaluation.preparation import network_input
 from multiseg.files import check_folder, write_atomically
@@ -40,8 +40,6 @@ KEPT_BYTES = 512_000_000
 """Size of the targets that stay in memory, in bytes; at least those of one case do."""
 OVERLAP = 0.5
 """Of the windows in which the lesion branch looks for lesions."""
-TRUE, PREDICTED = "true", "predicted"
-"""The lesions that a case is adapted to: of its annotation, or of the lesion branch."""
 MOVING = ("rotate90_probability", "flip_probability", "affine_probability", "elastic_probability")
 
 
@@ -52,7 +50,7 @@ def write_pseudo_labels(
     folder: Path,
     device: str,
     on_case: Callable[[str], None],
-    adapt_to: str = TRUE,
+    adapt_to: str = TRUE_LESION,
 ) -> None:
     """Write the probabilities of the tissues of every case, by the anatomy branch that was adapted to its lesions.
 
@@ -82,7 +80,7 @@ def write_pseudo_labels(
             on_case(f"{name}: left out, since it has no {' or '.join(seen)}, which the anatomy branch needs")
             continue
         about = {**_about(case, branch_space(model.info.space, "anatomy")), "model": repr(weights)}
-        about |= {"adapted to": adapt_to} if adapt_to != TRUE else {}
+        about |= {"adapted to": adapt_to} if adapt_to != TRUE_LESION else {}
         if path.is_file() and _read_about(path) == about:
             on_case(f"{name}: done before")
             continue
@@ -101,7 +99,7 @@ def _tissues(
     stored, codes = database.whole(case)
     usable = model.info.usable(case.modalities)
     images, present = network_input(model.info, stored, database.modalities, usable, case.intensity)
-    is_true = adapt_to == TRUE
+    is_true = adapt_to == TRUE_LESION
     lesion = _lesions(database, case, codes) > 0 if is_true else lesion_of(model, images, present, OVERLAP)
     result = adapted(model, images, present, lesion)
     assert isinstance(result.model.network, type(network))

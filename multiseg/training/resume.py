@@ -124,6 +124,7 @@ def _resumed(
         notes += (Noted(state.step, "DATA_UNKNOWN", text),)
     elif changed:
         notes += (_accepted(changed, state, saved, lessons.data), *_learnt_before(options, lessons, learnt, state.step))
+    notes += _loss_changed(saved, lessons.data, state, options)
     return Begun(learnt, notes + _learnt_removed(lessons.store, learnt, state.step))
 
 
@@ -169,6 +170,17 @@ def _steps_changed(out: Path, state: TrainState, options: TrainOptions) -> tuple
         f"follows the {options.fit.schedule} schedule of {num_steps} steps: {new:.3g} here, instead of {old:.3g}."
     )
     return (Noted(state.step, "STEPS_CHANGED", text),)
+
+
+def _loss_changed(saved: RunData | None, now: RunData, state: TrainState, options: TrainOptions) -> tuple[Noted, ...]:
+    """A notice if the steps to come of a stage joint have other losses than those that are done."""
+    if state.step >= options.fit.num_steps or (saved.joint_loss if saved else 0) == now.joint_loss:
+        return ()
+    text = (
+        f"the first {state.step} steps were trained by a version of multiseg with other losses of the stage joint. The "
+        "result is not comparable with models of one version: pass --overwrite to start the stage over."
+    )
+    return (Noted(state.step, "LOSS_CHANGED", text),)
 
 
 def _learnt_removed(store: Store, learnt: LearntScans, step: int) -> tuple[Noted, ...]:

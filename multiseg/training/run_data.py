@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,15 @@ brain mask and label; `prepared` covers the recipe and its result."""
 
 @dataclass(frozen=True)
 class RunData:
-    """The training and validation cases of a run: by "database/case" its split and the digests of `FIELDS`."""
+    """What a run learns from.
+
+    Attributes:
+        cases: of training and validation: by "database/case" its split and the digests of `FIELDS`.
+        joint_loss: the version of the losses of the stage joint; 0 in other stages, and in a file that does not say.
+    """
 
     cases: Mapping[str, Mapping[str, str]]
+    joint_loss: int = 0
 
     @property
     def validated(self) -> dict[str, Mapping[str, str]]:
@@ -63,7 +69,7 @@ def data_of(store: Store, train: Iterable[Case], val: Iterable[Case]) -> RunData
 def with_soft_targets(data: RunData, soft: Mapping[str, str]) -> RunData:
     """The data with soft targets as part of the labels of their cases; `soft` has their digests by "database/case"."""
     added = {name: {**data.cases[name], "labels": _digest([data.cases[name]["labels"], soft[name]])} for name in soft}
-    return RunData({**data.cases, **added})
+    return replace(data, cases={**data.cases, **added})
 
 
 def scans_of(train: Iterable[Case], val: Iterable[Case]) -> LearntScans:
@@ -76,7 +82,8 @@ def scans_of(train: Iterable[Case], val: Iterable[Case]) -> LearntScans:
 
 def write_data(folder: Path, data: RunData) -> None:
     """Write data.json atomically."""
-    text = json.dumps({"format": FORMAT, "cases": data.cases}, indent=0)
+    loss = {"joint_loss": data.joint_loss} if data.joint_loss else {}
+    text = json.dumps({"format": FORMAT, **loss, "cases": data.cases}, indent=0)
     write_atomically(folder / DATA, text.encode())
 
 
@@ -91,7 +98,7 @@ def read_data(folder: Path) -> RunData | None:
         cases = {
             str(name): {key: str(entry[key]) for key in ("split", *FIELDS)} for name, entry in content["cases"].items()
         }
-        is_ours = content["format"] == FORMAT
+        is_ours, joint_loss = content["format"] == FORMAT, int(content.get("joint_loss", 0))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -101,7 +108,7 @@ def read_data(folder: Path) -> RunData | None:
         ) from error
     if not is_ours:
         raise CheckpointError(f"{folder / DATA} has format {content['format']}; this multiseg reads {FORMAT}.")
-    return RunData(cases)
+    return RunData(cases, joint_loss)
 
 
 def changes(before: RunData, now: RunData, store: Store) -> dict[str, tuple[str, ...]]:

@@ -39,6 +39,7 @@ FREE = frozenset(
     {
         "device",
         "start.model",
+        "meta.adapt_to",
         "meta.pseudo_labels",
         *(f"track.{field.name}" for field in fields(TrackOptions)),
         "fit.num_steps",
@@ -47,8 +48,8 @@ FREE = frozenset(
     }
 )
 """Settings that may differ when a run resumes: they do not change what is learnt. The parent model and pseudo-labels
-may have moved; digests show that they are the same. A new number of steps changes the schedule from then on, with
-a notice; it cannot be less than the steps done."""
+may have moved; digests show that they are the same, and were adapted to the same lesions. A new number of steps changes
+the schedule from then on, with a notice; it cannot be less than the steps done."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from multiseg.errors import UsageError
+from multiseg.evaluation.adaptation import TRUE_LESION
 from multiseg.labels import LabelSpace
 from multiseg.loaders.batches import Batch
 from multiseg.models.two_branch import ANATOMY_SEQUENCES, PARTS, Branch, TwoBranch, branch_space
@@ -100,9 +101,10 @@ def check_stage(options: TrainOptions, num_processes: int) -> None:
     """Check that the options fit their stage.
 
     Raises:
-        UsageError: there is no such stage; or the head is to learn first where it does not learn; or a stage with a
-            loss of its own has settings of other losses; or in a stage with grafts no healthy database is named, there
-            are several processes, the network is compiled, or an augmentation is the user's own.
+        UsageError: there is no such stage; or a setting of another stage is set; or the head is to learn first where
+            it does not learn; or a stage with a loss of its own has settings of other losses; or in a stage with grafts
+            no healthy database is named, there are several processes, the network is compiled, or an augmentation is
+            the user's own.
     """
     stage = stage_named(options.stage, options.model.builder)
     if options.stage == PSEUDO_LABEL:
@@ -111,6 +113,12 @@ def check_stage(options: TrainOptions, num_processes: int) -> None:
         if options.stage != "joint":
             raise UsageError(f"meta.pseudo_labels is for the stage joint, not for {options.stage!r}: leave it out.")
         check_still(options.augment)
+    if options.meta.adapt_to != TRUE_LESION:
+        raise UsageError(
+            f"meta.adapt_to is {options.meta.adapt_to!r}, which has no effect on "
+            f"{f'the stage {options.stage}' if options.stage else 'a training without stages'}: set it in the table of "
+            "the stage pseudo_label."
+        )
     if options.start.head_steps and stage.learns and "head" not in stage.learns:
         raise UsageError(
             f"start.head_steps is {options.start.head_steps}, but in the stage {options.stage} the last convolution of "

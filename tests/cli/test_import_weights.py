@@ -9,6 +9,8 @@ from json_documents import checked
 from torch import Tensor
 
 from multiseg.cli.app import run
+from multiseg.errors import ResourceError
+from multiseg.models import imported
 from multiseg.models.brain_network import BRAIN_FILE
 from multiseg.models.builders import multi_unet
 from multiseg.models.saved import load_model, read_info
@@ -137,7 +139,13 @@ def test_a_file_that_does_not_fit_leaves_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_is_replaced_only_when_asked(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def full_disk(*others: object) -> None:
+    raise ResourceError("the disk is full.")
+
+
+def test_a_model_is_replaced_only_when_asked(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = ["import-weights", str(weights), "--channels", CHANNELS, "--patch", "16", "--out", str(tmp_path / "out")]
     assert run(command) == 0
     before = (tmp_path / "out" / "model.safetensors").read_bytes()
@@ -145,6 +153,10 @@ def test_a_model_is_replaced_only_when_asked(weights: Path, tmp_path: Path, caps
     assert "already holds a model (model.safetensors)" in " ".join(capsys.readouterr().err.split())
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
     (tmp_path / "out" / BRAIN_FILE).write_bytes(b"the brain network of the model before")
+    with monkeypatch.context() as patch:
+        patch.setattr(imported, "save_model", full_disk)
+        assert run([*command, "--untrained", "PD", "--overwrite"]) != 0
+    assert (tmp_path / "out" / BRAIN_FILE).exists()  # of the model that is still there
     assert run([*command, "--untrained", "PD", "--overwrite"]) == 0
     assert not (tmp_path / "out" / BRAIN_FILE).exists()
     assert load_model(tmp_path / "out").info.trained_on["PD"] == ()

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from multiseg.cli.app import run
+from multiseg.cli.console import case_counter
+from multiseg.errors import DataError
 from multiseg.phantoms.hospitals import write_hospitals
 from multiseg.store.ingest.ingest_plan import IngestOptions
 from multiseg.store.ingest.ingestion import ingest
@@ -66,6 +68,17 @@ def test_no_bar_stays_where_nothing_was_to_do(
     assert run(["upgrade", str(copy / "brain.zarr")]) == 0
     *_, last = capsys.readouterr().err.rpartition("\x1b[2K")  # what is written after the last line that was deleted
     assert "has the newest format" in last
+    assert "upgrade" not in last
+
+
+def test_no_bar_stays_where_an_error_comes_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with pytest.raises(DataError), case_counter("upgrade"):
+        raise DataError("damaged.")
+    *_, last = capsys.readouterr().err.rpartition("\x1b[2K")
     assert "upgrade" not in last
 
 

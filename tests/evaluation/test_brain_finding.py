@@ -118,9 +118,15 @@ def test_a_network_that_is_not_sure_is_doubted() -> None:
 
 
 def test_a_network_that_has_not_learnt_enough_is_doubted() -> None:
-    network = Model(Bright().eval(), replace(BRAIN_INFO, metrics={"score": 0.73}))
-    (fault,) = find_brain(network, {"T1": volume(head())}, Grid(AFFINE, SHAPE)).faults
+    def faults(**metrics: float) -> tuple[str, ...]:
+        network = Model(Bright().eval(), replace(BRAIN_INFO, metrics=metrics))
+        return find_brain(network, {"T1": volume(head())}, Grid(AFFINE, SHAPE)).faults
+
+    (fault,) = faults(score=0.73, recipe=2)
     assert "Dice of only 0.73 on synthetic scans" in fault
+    assert faults(score=0.87, recipe=2) == ()
+    (fault,) = faults(score=0.87)  # of a version whose networks reached more on the scans that they learnt from
+    assert "Dice of only 0.87 on synthetic scans" in fault
 
 
 def test_a_sequence_that_shows_another_brain_is_named() -> None:

@@ -33,6 +33,7 @@ from multiseg.labels import LabelSpace
 from multiseg.models.saved import read_info
 from multiseg.store.catalogue import select
 from multiseg.store.reader import open_store
+from multiseg.training import joint_loss
 
 SPACE = LabelSpace.of(["tissue:CSF", "tissue:grey matter", "tissue:white matter", "lesion"])
 ROLES = Roles("hazel", "ivy", ("ivy/tissue",), ("CSF", "grey matter"), ("CSF", "grey matter"), "hazel/H001")
@@ -66,9 +67,17 @@ def test_every_arm_begins_with_the_same_two_stages() -> None:
     assert found_labels.settings == joint.settings
     assert found_labels.parent == joint.parent
     assert found_labels.pseudo_labels is not None
-    assert found_labels.pseudo_labels.settings["meta"] == {"adapt_to": "predicted"}
+    assert found_labels.pseudo_labels.settings["meta"] == {"adapt_to": "found"}
     assert found_labels.pseudo_labels.parent == joint.pseudo_labels.parent
     assert replace(joint, pseudo_labels=None).key != joint.key
+
+
+def test_kept_runs_of_other_losses_of_the_stage_joint_are_not_mixed_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = {stage: Run("", {"seed": 0, "stage": stage}) for stage in ("", "cotrain", "joint")}
+    before = {stage: run.key for stage, run in runs.items()}
+    assert before["cotrain"] == "976939aa1160"  # as before the key had a version
+    monkeypatch.setattr(joint_loss, "VERSION", joint_loss.VERSION + 1)
+    assert {stage for stage, run in runs.items() if run.key != before[stage]} == {"joint"}
 
 
 def test_no_stage_sees_the_tissues_of_the_patients_and_the_arms_differ_in_what_they_say() -> None:

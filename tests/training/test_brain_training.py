@@ -107,6 +107,7 @@ def test_a_store_becomes_a_network_that_a_model_carries(store_url: str, tmp_path
     assert is_brain_network(network.info)
     assert network.info.databases["alder"]["num_cases"] == len(trained.cases)
     assert network.info.step == 2
+    assert network.info.metrics["recipe"] == 2
     digests = [digest for case in trained.cases for digest in case.content.values()]
     assert how_learnt(read_learnt(tmp_path / BRAIN_FILE), digests) == TRAIN
 

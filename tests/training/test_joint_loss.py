@@ -1,5 +1,6 @@
 """The losses of the stage joint: what the whole network and the anatomy branch are compared with, and who learns."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -146,3 +147,31 @@ def test_an_objective_that_shows_other_images_first_does_not_mix_them_up() -> No
     given = with_anatomy(own)(network, batch, 0)[1]["anatomy"]
     expected = with_anatomy(objective_named("dice+bce"))(network, batch, 0)[1]["anatomy"]
     torch.testing.assert_close(given, expected)
+
+
+def test_a_pass_without_gradients_does_not_stop_the_head_from_learning() -> None:
+    batch, network = random_batch(), fresh_network()
+
+    def taught(network: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            wanted = network(batch.images, batch.present)
+        return (network(batch.images, batch.present) - wanted - 1).square().mean(), {}
+
+    with_anatomy(taught)(network, batch, 0)[0].backward()
+    assert network.anatomy.head.weight.grad.abs().sum() > 0
+
+
+def test_an_objective_may_ask_for_a_branch_and_see_the_parts_of_the_network() -> None:
+    batch, network, seen = random_batch(), fresh_network(), []
+
+    def own(shown: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        assert shown.anatomy is network.anatomy
+        assert shown.anatomy_channels == (1,)
+        assert not hasattr(shown, "no such part")
+        assert copy.deepcopy(shown).head is not network.head
+        seen.extend(shown(batch.images, batch.present, branch=branch) for branch in ("anatomy", "lesion", "pasted"))
+        return shown(batch.images, batch.present).mean(), {}
+
+    with_anatomy(own)(network, batch, 0)[0].backward()
+    for branch, answer in zip(("anatomy", "lesion", "pasted"), seen, strict=True):
+        torch.testing.assert_close(answer, network(batch.images, batch.present, branch=branch))

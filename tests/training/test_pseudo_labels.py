@@ -105,12 +105,12 @@ def test_the_adaptation_to_found_lesions_is_another_pseudo_label(
 
     monkeypatch.setattr(pseudo_labels, "adapted", spied)
     monkeypatch.setattr(pseudo_labels, "lesion_of", lambda *others: found)
-    for adapt_to in ("true", "true", "predicted"):
+    for adapt_to in ("true", "true", "found"):
         write_pseudo_labels(store, [case], model, tmp_path / "soft", "cpu", lambda text: None, adapt_to)
     assert len(shown) == 2  # the second call finds the first one's file, the third may not take it
     assert shown[0].any()
     assert shown[1] is found
-    with pytest.raises(UsageError, match=r"meta\.adapt_to is 'false': give true or predicted"):
+    with pytest.raises(UsageError, match=r"meta\.adapt_to is 'false': give true or found"):
         MetaOptions(adapt_to="false")
 
 

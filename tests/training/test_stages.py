@@ -20,10 +20,14 @@ from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import StreamOptions
 from multiseg.loaders.draw import DrawOptions
 from multiseg.models.saved import load_model, load_weights, model_path, read_info
+from multiseg.training.checkpoint import TrainState
 from multiseg.training.events import Event, StepDone
 from multiseg.training.fit import FitOptions
+from multiseg.training.joint_loss import VERSION
 from multiseg.training.meta import MetaOptions
+from multiseg.training.resume import _loss_changed
 from multiseg.training.run import TrainResult, train
+from multiseg.training.run_data import RunData, read_data, write_data
 from multiseg.training.run_folder import ModelOptions, TrainOptions
 from multiseg.training.staged_run import StagedRun, train_stages
 from multiseg.training.stages import STAGES, check_stage
@@ -83,6 +87,8 @@ def test_the_model_of_the_last_stage_is_that_of_the_run(folder: Path) -> None:
     assert model.info.numbers["anatomy_channels"] == [model.info.axis.names.index("T1")]
     assert model.info.numbers["lesion_logits"] == [4]
     assert changed(folder, folder / "3-joint") == set()
+    kept = [read_data(stage) for stage in sorted(folder.glob("?-*"))]
+    assert [data.joint_loss for data in kept if data] == [0, 0, VERSION]
     assert [step["databases"] for step in model.info.ancestry] == [{"alder": 2, "birch": 2}] * 2
     assert tomllib.loads((folder / "run.toml").read_text())["store"]
 
@@ -168,6 +174,20 @@ def test_other_stages_in_a_folder_are_refused(store_url: str, folder: Path) -> N
         train_stages(staged(store_url, ("pretrain_lesion", "joint")), folder)
     with pytest.raises(UsageError, match="run with other settings"):
         train(options_of(store_url), folder)
+
+
+def test_a_stage_joint_whose_losses_have_changed_says_so_when_it_resumes(tmp_path: Path) -> None:
+    network = torch.nn.Linear(1, 1)
+    state = TrainState(network, torch.optim.Adam(network.parameters()), torch.amp.GradScaler("cpu"), step=3)
+    now, options = RunData({}, VERSION), options_of("x.zarr", "joint", steps=4)
+    write_data(tmp_path, now)
+    assert read_data(tmp_path) == now
+    assert _loss_changed(now, now, state, options) == ()
+    write_data(tmp_path, RunData({}))  # as by a version that did not write it
+    (note,) = _loss_changed(read_data(tmp_path), now, state, options)
+    assert (note.step, note.code) == (3, "LOSS_CHANGED")
+    assert _loss_changed(RunData({}), RunData({}), state, options) == ()
+    assert _loss_changed(RunData({}), now, replace(state, step=4), options) == ()  # nothing is left to train
 
 
 def test_a_network_without_stages() -> None:
@@ -264,6 +284,11 @@ def test_every_setting_of_meta_learning_is_in_the_guide() -> None:
         ({"stage": "cotrain", "databases": ("a",), "augment": AugmentOptions(own="a:b")}, "cannot move the lesions"),
         ({"stage": "pseudo_label"}, "trains nothing"),
         ({"stage": "pretrain_lesion", "meta": MetaOptions(pseudo_labels="x")}, "is for the stage joint"),
+        (
+            {"stage": "joint", "meta": MetaOptions(adapt_to="found")},
+            "which has no effect on the stage joint: set it in",
+        ),
+        ({"meta": MetaOptions(adapt_to="found")}, "which has no effect on a training without stages"),
         ({"stage": "cotrain", "fit": FitOptions(class_weights="inverse-root")}, "class_weights .* has no effect"),
         (
             {**SOFT, "fit": FitOptions(class_weights="inverse-root")},
