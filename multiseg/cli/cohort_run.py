@@ -55,6 +55,9 @@ class AnswerFlags:
     headers_disagree: Annotated[
         str, typer.Option(help="If mask and image have one shape but other positions: refuse, world or array.")
     ] = "refuse"
+    register: Annotated[
+        str, typer.Option(help="rigid: align every sequence with the reference (default: as in training).")
+    ] = ""
     fuse: Fuse = ""
     adapt: Adapt = "off"
     branch: AnsweringBranch = ""
@@ -84,6 +87,7 @@ class AnswerFlags:
             reference=self.reference,
             overlap=self.overlap,
             headers_disagree=self.headers_disagree,
+            register=self.register,
             device=self.device,
             adapt=is_adapted,
             branch=self.branch,
@@ -233,10 +237,11 @@ def _of_store(source: str, voters: Voters, options: PredictOptions, folder: Fold
     from multiseg.evaluation.model_evaluation import check_spacing
     from multiseg.store.reader import open_store
 
-    if folder != FolderFlags() or options.brain_mask or options.reference or options.headers_disagree != "refuse":
+    is_changed = options.headers_disagree != "refuse" or options.brain_mask or options.reference or options.register
+    if folder != FolderFlags() or is_changed:
         raise UsageError(
             f"{source} is a store, whose cases are prepared already: leave out --brain-mask, --reference, "
-            "--headers-disagree, --as, --pattern, --modality and --yes."
+            "--headers-disagree, --register, --as, --pattern, --modality and --yes."
         )
     store = open_store(source)
     check_spacing(voters.infos[0], store)

@@ -177,7 +177,12 @@ def _identity(digests: Sequence[str], options: PredictOptions, is_bids: bool) ->
     """What identifies a run; the device, the memory, and where the files are, have no part in it."""
     settings = {name: value for name, value in asdict(options).items() if name not in ("device", "others", "memory")}
     settings["brain_mask"] = str(settings["brain_mask"] or "")
-    for name in ("dicom_seg", "tta", "branch"):  # a folder that an older multiseg began without them is resumed
+    for name in (
+        "dicom_seg",
+        "tta",
+        "branch",
+        "register",
+    ):  # a folder that an older multiseg began without them is resumed
         if not settings[name]:
             del settings[name]
     identity = {"models": list(digests), "options": settings, "bids": is_bids}

@@ -166,6 +166,7 @@ def predict_case(voters: Voters, files: CaseFiles, outputs: Outputs, options: Pr
     rule = "file" if find_brain else rule
     finds_brain = voters.brain is not None
     recipe, doubts = common_recipe(voters.infos, rule, reference, options.headers_disagree, finds_brain)
+    recipe = replace(recipe, register=options.register or recipe.register)
     needed = {name: path for name, path in files.images.items() if name in usable or name == reference}
     schemas = {name: LabelSchema.parse("1=lesion", "lesion") for name in files.labels}
     peak = peak_bytes()

@@ -26,6 +26,7 @@ class PredictOptions:
         reference: the sequence that gives the segmentation its grid and header; "" is the first one.
         overlap: of the sliding windows, as a share of their size.
         headers_disagree: what holds if files have one shape but other positions; see `space.header_corrections`.
+        register: "rigid" registers every sequence to the reference; "" does so only if the model's training data were.
         device: of a model that is not loaded yet.
         adapt: whether a two_branch model is adapted to each patient first (see `multiseg.evaluation.adaptation`).
         lesion_mask: a file of 0 and 1 that shows the lesion for the adaptation; by default the lesion branch finds it.
@@ -50,6 +51,7 @@ class PredictOptions:
     reference: str = ""
     overlap: float = 0.5
     headers_disagree: str = "refuse"
+    register: str = ""
     device: str = "cpu"
     adapt: bool = False
     lesion_mask: Path | str | None = None

@@ -19,7 +19,9 @@ from multiseg.evaluation.preparation import brain_rule, recipe_for
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
 from multiseg.models.saved import Model, ModelInfo
+from multiseg.store.preparation import space
 from multiseg.store.preparation.recipe import PERCENTILES, Recipe
+from multiseg.store.preparation.registration import RegistrationError
 
 SHAPE = (20, 20, 20)
 RISING = tuple(float(at) for at in range(len(PERCENTILES)))
@@ -159,6 +161,24 @@ def test_a_reference_that_the_model_never_learnt_only_lends_its_grid(recipe: Rec
     brain = np.asarray(nib.load(images["T1"]).dataobj)[2:] > 0
     found = np.asarray(answer.dataobj)[:-2] == 1
     assert brain.sum() / 3 < found.sum() == (found & brain).sum()
+
+
+def test_sequences_are_registered_where_a_person_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: object) -> None:
+        raise RegistrationError("a test")
+
+    monkeypatch.setattr(space, "register_rigid", fail)
+    images = {"T1": save_ball(tmp_path / "t1.nii"), "PD": save_ball(tmp_path / "pd.nii")}
+    model = Model(Bright(), info(ms=Recipe()))
+    asked = {}
+    for register in ("", "rigid"):
+        options = PredictOptions(reference="PD", register=register)
+        asked[register] = predict(model, images, tmp_path / f"out{register}.nii", options)
+    codes = {register: [doubt.code for doubt in result.doubts] for register, result in asked.items()}
+    assert "NOT_REGISTERED" not in codes[""]
+    assert "NOT_REGISTERED" in codes["rigid"]
+    with pytest.raises(UsageError, match="unknown register 'affine'"):
+        predict(model, images, tmp_path / "o.nii", PredictOptions(register="affine"))
 
 
 def test_the_overlay_shows_what_the_model_saw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
