@@ -263,6 +263,34 @@ def test_what_is_refused_before_the_work(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("models", "flags", "code", "message"),
+    [
+        (["runs/nope"], [], 3, "there is no model at runs/nope."),
+        (["nope.multiseg"], [], 3, "there is no model at nope.multiseg."),
+        (["text.txt/nope"], [], 3, "there is no model at text.txt/nope."),
+        (["study"], [], 3, "the folder study has no model.safetensors"),
+        (["text.txt"], [], 3, "text.txt is not a complete safetensors file"),
+        (["{good}", "runs/nope"], ["--fuse", "lesion-over-tissue"], 3, "there is no model at runs/nope."),
+        (["{good}", "nope.safetensors"], ["--ensemble", "mean"], 3, "there is no model at nope.safetensors."),
+        (["{good}", "runs/nope"], ["--ensemble", "mean"], 2, "runs/nope is neither a model"),
+    ],
+)
+def test_a_model_that_is_not_there_is_said_before_the_work(
+    models: list[str], flags: list[str], code: int, message: str, model: Path, source: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("nothing")
+    named = [text.format(good=model) for text in models]
+    assert run(["predict", *named, str(source), "-o", "out", *flags]) == code
+    assert message in " ".join(capsys.readouterr().err.split())
+    if not flags:
+        assert run(["bids", str(source), "out", "participant", "--model", *named]) == code
+        assert message in " ".join(capsys.readouterr().err.split())
+    assert not Path("out").exists()
+
+
 def test_flags_of_a_folder_are_refused_for_one_patient(
     model: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
