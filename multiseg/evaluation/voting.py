@@ -101,6 +101,11 @@ class Voters:
         )
 
     @cached_property
+    def sequences(self) -> tuple[str, ...]:
+        """All sequences that any of them has a channel for."""
+        return tuple(dict.fromkeys(name for model in self.models for name in model.info.axis))
+
+    @cached_property
     def learnt(self) -> LearntScans | None:
         """All scans that any of them has learnt from; None if one does not say."""
         learnt = [model.learnt for model in self.models]
