@@ -117,9 +117,13 @@ def find_brain(network: Model, volumes: Mapping[str, Volume], home: Grid, overla
 
 
 def _unlearnt(info: ModelInfo) -> Iterator[str]:
-    reached = info.metrics.get("score", 1.0)
-    if reached < LEARNT:
-        yield f"the network had a Dice of only {reached:.2f} on synthetic scans, so train it for more steps"
+    if not has_learnt(reached := info.metrics.get("score", 1.0)):
+        yield f"the network had a Dice of only {reached:.3f} on synthetic scans, so train it for more steps"
+
+
+def has_learnt(dice: float) -> bool:
+    """Whether a network with this Dice on synthetic scans has learnt enough to be trusted."""
+    return dice >= LEARNT
 
 
 def _largest(mask: Mask) -> tuple[Mask, float]:
