@@ -243,7 +243,7 @@ def look_doubts(voters: Voters, expected_dice: Mapping[str, float]) -> tuple[Dou
     for name, expected in expected_dice.items():
         least = voters.look_below(name)
         if is_doubtful(expected, least):
-            text = f"look at this: the expected Dice of {name} is {expected:.2f}, below {least:.2f}."
+            text = f"look at this: the expected Dice of {name} is {expected:.3f}, below {least:.3f}."
             doubts.append(Doubt(Severity.WARNING, "LOOK_AT_THIS", text))
     return tuple(doubts)
 
