@@ -75,7 +75,7 @@ def _print_next(run: Path, store: str) -> None:
 
 def _print_result(result: CalibrationResult) -> None:
     from multiseg.cli.console import messages, output, print_table
-    from multiseg.errors import few
+    from multiseg.errors import counted, few
     from multiseg.models.learnt_scans import NOT_KNOWN
 
     calibration, console = result.calibration, messages()
@@ -99,19 +99,22 @@ def _print_result(result: CalibrationResult) -> None:
     if rows:
         print_table("Validation cases, in every subset of their sequences", columns, rows, right=columns)
     for fit in result.fits:
+        sequences = counted(fit.num_sequences, "sequence")
         if fit.is_at_bound:
             console.print(
-                f"{fit.num_sequences} sequences: a temperature is as far as the fit may go, so the best one is not "
+                f"{sequences}: a temperature is as far as the fit may go, so the best one is not "
                 "known. More training, or more validation cases, may help.",
                 soft_wrap=True,
             )
         if fit.num_lower == 0:
             console.print(
-                f"{fit.num_sequences} sequences: no temperature lowers the calibration error of the validation cases.",
+                f"{sequences}: no temperature lowers the calibration error of the validation cases.",
                 soft_wrap=True,
             )
     for num in result.not_fitted:
-        console.print(f"{num} sequences: no validation case has a structure; the nearest temperatures hold for them.")
+        console.print(
+            f"{counted(num, 'sequence')}: no validation case has a structure; the nearest temperatures hold for them."
+        )
     for name, least in calibration.look_below.items():
         rho = f"; Spearman's rho of expected and true Dice {result.spearman[name]:.2f}" if result.is_new else ""
         output().print(
