@@ -106,3 +106,12 @@ def few(names: Sequence[str], limit: int = 5) -> str:
     """The first names of a list, and the number of others, for a message."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def counted(num: int, noun: str) -> str:
+    """A number and its noun, with the plural "s" where it needs one.
+
+    >>> counted(1, "case"), counted(2, "case"), counted(0, "case")
+    ('1 case', '2 cases', '0 cases')
+    """
+    return f"{num} {noun}{'' if num == 1 else 's'}"

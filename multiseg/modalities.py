@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from multiseg.errors import ModalityError
 from multiseg.sequence_reading import read_name
@@ -33,7 +34,22 @@ def canonical_modality(name: str) -> str | None:
     >>> canonical_modality("t1ce"), canonical_modality("T2_FLAIR"), canonical_modality("lesion")
     ('T1c', 'FLAIR', None)
     """
-    return _BY_SPELLING.get(re.sub(r"[-_. ]", "", name).lower())
+    return _BY_SPELLING.get(_plain(name))
+
+
+def _plain(spelling: str) -> str:
+    return re.sub(r"[-_. ]", "", spelling).lower()
+
+
+def known_spelling_like(name: str, more: Iterable[str] = ()) -> str | None:
+    """The name of the sequence, a known one or one of `more`, whose spelling is nearest; None if none is near.
+
+    >>> known_spelling_like("FLIAR"), known_spelling_like("T1cee"), known_spelling_like("qms", ["QSM"])
+    ('FLAIR', 'T1c', 'QSM')
+    """
+    spellings = _BY_SPELLING | {_plain(other): other for other in more}
+    near = get_close_matches(_plain(name), spellings, n=1)
+    return spellings[near[0]] if near else None
 
 
 def modality_of_file_name(file_name: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,7 +31,7 @@ def calibrate_command(
 
     The temperatures are stored in the model file. Segmentations do not change by a voxel. It also finds the expected
     Dice below which predict says: look at this. docs/evaluation.md explains both. The same command resumes what was
-    interrupted.
+    interrupted. Evaluate afterwards: an evaluation is of the model file as it was then.
 
     Examples:
 
@@ -50,12 +51,31 @@ def calibrate_command(
         print_json(result.to_json())
     else:
         _print_result(result)
+        if result.is_new:
+            _print_next(run, store)
     return 0
+
+
+def _print_next(run: Path, store: str) -> None:
+    """Print the commands that evaluate the model as it is now: its file is another one for earlier evaluations."""
+    from multiseg.cli.console import messages
+    from multiseg.commands_log import read_commands
+    from multiseg.reports.run_record import evaluation_folders
+
+    of_store = ["--store", store] if store else []
+    commands = []
+    for folder in evaluation_folders(run if run.is_dir() else run.parent):
+        made_by = next((entry["command"] for entry in reversed(read_commands(folder)) if "command" in entry), "")
+        words = shlex.split(made_by) or ["multiseg", "evaluate", str(run), *of_store]
+        commands.append(shlex.join([*words, *([] if "--overwrite" in words else ["--overwrite"])]))
+    text = "The evaluations of this folder were made before it. To make them again:" if commands else "Next:"
+    commands = commands or [shlex.join(["multiseg", "evaluate", str(run), *of_store])]
+    messages().print("\n".join([text, *dict.fromkeys(commands)]), soft_wrap=True, markup=False)
 
 
 def _print_result(result: CalibrationResult) -> None:
     from multiseg.cli.console import messages, output, print_table
-    from multiseg.errors import few
+    from multiseg.errors import counted, few
     from multiseg.models.learnt_scans import NOT_KNOWN
 
     calibration, console = result.calibration, messages()
@@ -79,19 +99,22 @@ def _print_result(result: CalibrationResult) -> None:
     if rows:
         print_table("Validation cases, in every subset of their sequences", columns, rows, right=columns)
     for fit in result.fits:
+        sequences = counted(fit.num_sequences, "sequence")
         if fit.is_at_bound:
             console.print(
-                f"{fit.num_sequences} sequences: a temperature is as far as the fit may go, so the best one is not "
+                f"{sequences}: a temperature is as far as the fit may go, so the best one is not "
                 "known. More training, or more validation cases, may help.",
                 soft_wrap=True,
             )
         if fit.num_lower == 0:
             console.print(
-                f"{fit.num_sequences} sequences: no temperature lowers the calibration error of the validation cases.",
+                f"{sequences}: no temperature lowers the calibration error of the validation cases.",
                 soft_wrap=True,
             )
     for num in result.not_fitted:
-        console.print(f"{num} sequences: no validation case has a structure; the nearest temperatures hold for them.")
+        console.print(
+            f"{counted(num, 'sequence')}: no validation case has a structure; the nearest temperatures hold for them."
+        )
     for name, least in calibration.look_below.items():
         rho = f"; Spearman's rho of expected and true Dice {result.spearman[name]:.2f}" if result.is_new else ""
         output().print(

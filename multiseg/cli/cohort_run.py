@@ -20,7 +20,7 @@ from multiseg.cli.shared_flags import (
     checked_adapt,
     checked_ensemble,
 )
-from multiseg.cli.source_flags import FolderFlags, confirmed_databases, worker_option
+from multiseg.cli.source_flags import FolderFlags, confirmed_databases, named_sequences, worker_option
 from multiseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -148,6 +148,7 @@ def predict_all(
     from multiseg.cli.console import print_findings
     from multiseg.evaluation.cohort import loaded_voters
     from multiseg.evaluation.cohort_cases import check_apart, of_participants
+    from multiseg.evaluation.prediction_inputs import check_sequences
     from multiseg.store.hierarchy import is_like_a_store
 
     _check_dicom_seg(str(options.dicom_seg), source, cohort.bids)
@@ -160,7 +161,9 @@ def predict_all(
     else:
         check_apart(out, Path(source), cohort.bids)
         rule = _rule_for_many(str(options.brain_mask or ""), source)
-        databases = confirmed_databases(Path(source), folder.options(rule), as_json)
+        how = folder.options(rule)
+        check_sequences(named_sequences(how), voters.sequences, options.reference)
+        databases = confirmed_databases(Path(source), how, as_json)
         chosen = of_participants(databases, participants) if participants else databases
         findings = _worth_reading(chosen)
         if not as_json:

@@ -212,6 +212,7 @@ def evaluate_command(
         plan = ComparePlan(tuple(models), cases.store, options, folder, tuple(metrics), overwrite)
         done = compare_command(plan, str(resolve_device(device)), as_json)
         _warn_of_removed(models, cases.store)
+        _name_untested(models, cases)
         return done
     with evaluation_progress(as_json) as on_case:
         if files.predictions:
@@ -233,6 +234,8 @@ def evaluate_command(
         for warning in learnt_warnings(result.learnt) if models else []:
             messages().print(warning, soft_wrap=True, markup=False)
     _warn_of_removed(models, cases.store)
+    if not several.is_folds:  # they test every case
+        _name_untested(models, cases)
     return 0
 
 
@@ -288,6 +291,22 @@ def _warn_of_removed(runs: Sequence[Path], store: str) -> None:
 
     for run in runs:
         warn_of_removed(open_store(store or store_of_run(runs[0])), read_learnt(model_path(run)))
+
+
+def _name_untested(runs: Sequence[Path], cases: CaseFlags) -> None:
+    """Print which databases that the models learnt from have no case to evaluate."""
+    from multiseg.cli.console import messages
+    from multiseg.cli.evaluation_tables import untested
+    from multiseg.evaluation.model_evaluation import store_of_run
+    from multiseg.models.saved import model_path, read_info
+    from multiseg.store.reader import open_store
+
+    known = dict.fromkeys(name for run in runs for name in read_info(model_path(run)).databases)
+    names = [name for name in known if not cases.database or name in cases.database]
+    if not names or cases.split == "all":
+        return
+    for text in untested(names, open_store(cases.store or store_of_run(runs[0])), cases.split):
+        messages().print(text, soft_wrap=True, markup=False)
 
 
 def _default_folder(runs: Sequence[Path], name: str, cases: CaseFlags, several: SeveralFlags) -> Path:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from multiseg.errors import few
 from multiseg.evaluation.evaluation_result import Evaluation
 from multiseg.evaluation.lesions import SIZES
 from multiseg.evaluation.reliability import error_changes, expected_and_true
+from multiseg.store.reader import Store
 
 Row = Mapping[Hashable, Any]
 COUNTS = {
@@ -98,6 +100,22 @@ def learnt_warnings(learnt: Mapping[str, Sequence[str]]) -> list[str]:
     ]
 
 
+def untested(names: Iterable[str], store: Store, split: str) -> list[str]:
+    """One line for each of these databases that is in the store, but has no case of the split."""
+    found = []
+    for name in names:
+        cases = store.databases[name].cases if name in store.databases else ()
+        counts = Counter(case.split for case in cases)
+        if cases and split and not counts[split]:
+            others = ", ".join(f"{num} in {other or 'no split'}" for other, num in counts.items())
+            found.append(
+                f"{name}: not evaluated, since no case of it is in the split {split} ({others}). Ingest it with a "
+                "share for it (--split train=0.7,val=0.1,test=0.2) and train again, or cross-validate: train --fold, "
+                "evaluate --folds."
+            )
+    return found
+
+
 def _print_rows(
     title: str, keys: Sequence[str], rows: Sequence[Row], columns: Mapping[str, Callable[[Row], str]]
 ) -> None:
@@ -126,13 +144,13 @@ def _trust() -> dict[str, Callable[[Row], str]]:
     titles = [size.replace("under_", "<").replace("over_", ">") for size in sizes]
     return {
         "pooled Dice": _shown("dice_pooled"),
-        "sens. ": _shown("sensitivity_pooled"),
-        "prec. ": _shown("precision_pooled"),
+        "pooled sens.": _shown("sensitivity_pooled"),
+        "pooled prec.": _shown("precision_pooled"),
         "surface Dice": _shown("surface_dice"),
         "volume %": lambda row: number(row, "volume_difference_percent", "+.0f"),
         "lesion F1": _shown("lesion_f1"),
-        "Dice": _shown("lesion_dice"),
-        "HD95 mm": _shown("lesion_hd95_mm"),
+        "lesion Dice": _shown("lesion_dice"),
+        "lesion HD95 mm": _shown("lesion_hd95_mm"),
         "false": _counted("num_lesions_false"),
         **{title: _found(size) for title, size in zip(titles, SIZES, strict=True)},
     }

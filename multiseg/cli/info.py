@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from multiseg.cli.shared_flags import AsJson, Overwrite
-from multiseg.errors import UsageError
+from multiseg.errors import UsageError, counted
 from multiseg.files import ZARR_SCAN
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def info_command(
         print_json(head if records is None else {**head, "cases": records.to_dict("records")})
     else:
         spacing = " x ".join(f"{mm:g}" for mm in opened.spacing_mm)
-        title = f"{store}: {len(selected)} cases, voxels of {spacing} mm"
+        title = f"{store}: {counted(len(selected), 'case')}, voxels of {spacing} mm"
         _print_tables(title, summaries, records, list(map(str, damaged.values())))
     return 3 if damaged else 0
 

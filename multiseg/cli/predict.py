@@ -99,7 +99,7 @@ def _models_and_images(arguments: list[str], answer: AnswerFlags) -> tuple[list[
     """The further models, and what is to be segmented.
 
     Raises:
-        UsageError: nothing is left for one of them.
+        UsageError: nothing is left for one of them, or an argument is neither.
     """
     if answer.fuse:
         num = 1
@@ -109,6 +109,11 @@ def _models_and_images(arguments: list[str], answer: AnswerFlags) -> tuple[list[
         num = 0
     if len(arguments) == num:
         raise UsageError("name what is to be segmented behind the models: images, a folder or a store.")
+    if answer.ensemble and len(arguments) > num + 1 and not _names_image(arguments[num]):
+        raise UsageError(
+            f"{arguments[num]} is neither a model (a run, a model file or a package) nor an image whose name has a "
+            "sequence. Correct its name, or give an image as FLAIR=scan.nii.gz."
+        )
     return [Path(text) for text in arguments[:num]], arguments[num:]
 
 
@@ -128,6 +133,13 @@ def _names_model(text: str) -> bool:
     from multiseg.models.saved import ENDINGS
 
     return text.endswith(ENDINGS) or (Path(text).is_dir() and is_model(Path(text)))
+
+
+def _names_image(text: str) -> bool:
+    """Whether an argument says of which sequence it is."""
+    from multiseg.sequence_reading import read_name
+
+    return "=" in text or read_name(Path(text).name).sequence is not None
 
 
 def _predict_one(

@@ -37,7 +37,7 @@ def remove_command(
     multiseg remove brain.zarr --subject ms/patient07
     """
     from multiseg.cli.console import case_counter, messages, plain, print_json, print_table
-    from multiseg.errors import UsageError
+    from multiseg.errors import UsageError, counted
     from multiseg.store.upkeep.removal import remove
 
     if not cases and not subject:
@@ -55,7 +55,7 @@ def remove_command(
         rows = [{"database": case.database, "case": case.case, "versions": len(case.rows)} for case in removed]
         print_json({"store": store, "dry_run": dry_run, "removed": rows})
     elif not dry_run:
-        messages().print(f"{len(removed)} cases removed from {store}", soft_wrap=True, highlight=False)
+        messages().print(f"{counted(len(removed), 'case')} removed from {store}", soft_wrap=True, highlight=False)
         if any(case.has_pseudonyms for case in removed):
             messages().print(PSEUDONYMS, soft_wrap=True)
     return 0

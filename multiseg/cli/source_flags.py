@@ -263,6 +263,13 @@ def _sequences(spellings: list[str]) -> dict[str, Any]:
     }
 
 
+def named_sequences(options: SourceOptions) -> list[str]:
+    """The sequences that --modality gives, but for skipped images."""
+    from multiseg.store.sources.source_types import SKIP
+
+    return [name for name in (*options.modalities.values(), options.modality) if name not in ("", SKIP)]
+
+
 def _modality_of_all(names: list[str]) -> str:
     """The sequence that is given for all images, or ""."""
     if len(names) > 1:

@@ -39,7 +39,8 @@ def train_brain_command(
     """
     from multiseg.cli.console import messages, output, print_json, progress_bar
     from multiseg.cli.train import ShownProgress
-    from multiseg.models.brain_network import place_in
+    from multiseg.evaluation.brain_finding import LEARNT, has_learnt
+    from multiseg.models.brain_network import NEWEST_RECIPE, place_in
     from multiseg.models.devices import resolve_device
     from multiseg.training.brain_training import BrainOptions, train_brain
 
@@ -60,6 +61,13 @@ def train_brain_command(
         soft_wrap=True,
         markup=False,
     )
+    if not has_learnt(trained.dice):
+        messages().print(
+            f"It has not learnt enough (a Dice of {LEARNT[NEWEST_RECIPE]} or more): predict will call its masks doubtful "
+            f"(BRAIN_UNSURE). Train it for more steps: --steps {2 * steps} --overwrite.",
+            soft_wrap=True,
+            markup=False,
+        )
     return 0
 
 

@@ -61,7 +61,7 @@ class TrainFlags:
         None
     )
     augment: Annotated[
-        str | None, typer.Option(help="none, published or standard; replaces the [augment] table of the run file.")
+        str | None, typer.Option(help="none, published or standard; replaces the \\[augment] table of the run file.")
     ] = None
     accept_changes: Annotated[
         bool,

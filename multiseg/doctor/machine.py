@@ -78,8 +78,12 @@ def processors() -> Found:
     found = f"{num} of {os.cpu_count()} processors; torch computes with {threads} thread{'s' * (threads > 1)}"
     if threads == 1 < num:
         limits = [name for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ]
-        advice = f"Unset {' and '.join(limits)}." if limits else "Set OMP_NUM_THREADS to the number of processors."
-        return Found(found, WARNING, f"{advice} Training on a CPU uses one processor only.")
+        if not limits:
+            advice = "Training on a CPU uses one processor only. Set OMP_NUM_THREADS to the number of processors."
+        else:
+            names, it = " and ".join(limits), "them" if len(limits) > 1 else "it"
+            advice = f"With {names}, training on a CPU uses one processor only. Unset {it}."
+        return Found(found, WARNING, advice)
     return Found(found)
 
 

@@ -120,8 +120,13 @@ def find_brain(network: Model, volumes: Mapping[str, Volume], home: Grid, overla
 
 def _unlearnt(info: ModelInfo) -> Iterator[str]:
     reached, recipe = info.metrics.get("score", 1.0), int(info.metrics.get(RECIPE, 1))
-    if reached < LEARNT.get(recipe, max(LEARNT.values())):
-        yield f"the network had a Dice of only {reached:.2f} on synthetic scans, so train it for more steps"
+    if not has_learnt(reached, recipe):
+        yield f"the network had a Dice of only {reached:.3f} on synthetic scans, so train it for more steps"
+
+
+def has_learnt(dice: float, recipe: int = NEWEST_RECIPE) -> bool:
+    """Whether a network with this Dice on synthetic scans has learnt enough to be trusted."""
+    return dice >= LEARNT.get(recipe, max(LEARNT.values()))
 
 
 def _largest(mask: Mask) -> tuple[Mask, float]:

@@ -34,7 +34,7 @@ from multiseg.files import check_files
 from multiseg.labels import LabelSpace
 from multiseg.modalities import in_canonical_order
 from multiseg.models.brain_network import carried_bytes
-from multiseg.models.saved import model_path
+from multiseg.models.saved import model_path, read_info
 from multiseg.store.border import one_case
 from multiseg.store.cases import sha256_of
 from multiseg.store.damage import type_and_place
@@ -190,9 +190,15 @@ def _identity(digests: Sequence[str], options: PredictOptions, is_bids: bool) ->
 
 
 def digests_of(model: Path | str, options: PredictOptions) -> tuple[str, ...]:
-    """The sha256 of every model file."""
-    paths = [Path(model), *map(Path, options.others)]
-    return tuple(hashlib.sha256(model_path(path).read_bytes()).hexdigest() for path in paths)
+    """The sha256 of every model file.
+
+    Raises:
+        CheckpointError: one is missing or damaged.
+    """
+    files = [model_path(Path(path)) for path in (model, *options.others)]
+    for file in files:
+        read_info(file)
+    return tuple(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
 
 
 def _brain_digest(model: Path | str, options: PredictOptions) -> str:

@@ -14,7 +14,7 @@ from multiseg.evaluation.case_answers import Shown
 from multiseg.evaluation.dicom_answer import seg_target, write_seg
 from multiseg.evaluation.memory_budget import check_prepared, peak_bytes
 from multiseg.evaluation.native_answer import LESION_MASK, NativeAnswer, Question, answer_natively
-from multiseg.evaluation.prediction_inputs import PredictOptions, input_files
+from multiseg.evaluation.prediction_inputs import PredictOptions, check_sequences, input_files
 from multiseg.evaluation.preparation import MODEL_RULE, brain_rule, network_input, recipe_for
 from multiseg.evaluation.voting import (
     Voters,
@@ -129,7 +129,8 @@ def predict(
         UsageError: `out` is not a name of a NIfTI file or may not be written (see `check_files`), the model needs a
             brain mask or cannot be adapted, or the models do not fit together, were trained on data prepared
             differently, or are only one.
-        ModalityError: the model learnt from none of the sequences, or the models of an ensemble from none in common.
+        ModalityError: the model learnt from none of the sequences, or the models of an ensemble from none in common; or
+            a name is no sequence, see `check_sequences`.
         SourceError: a file is missing or damaged, or its position in space does not fit the others.
     """
     options = options or PredictOptions()
@@ -140,6 +141,7 @@ def predict(
     sources = input_files(model, images, options)
     check_files([out], sources, overwrite, NIFTI)
     voters = load_voters(model, options)
+    check_sequences(images, voters.sequences, options.reference)
     outputs = plain_outputs(out, voters.space, options)
     _, *beside = outputs.files(voters.space)
     check_files(beside, sources, overwrite)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from multiseg.errors import ModalityError, UsageError
 from multiseg.evaluation.case_answers import ENSEMBLES, AnswerOptions
 from multiseg.evaluation.memory_budget import check_memory, memory_bytes
 from multiseg.evaluation.preparation import brain_rule
-from multiseg.modalities import canonical_modality
+from multiseg.modalities import CANONICAL_ORDER, canonical_modality, known_spelling_like
 from multiseg.models.saved import Model
 from multiseg.sequence_reading import read_name
 
@@ -103,6 +103,28 @@ def name_images(arguments: Sequence[str]) -> dict[str, Path]:
             raise ModalityError(f"{images[name]} and {path} are both {name}. Give each sequence once.")
         images[name] = path
     return images
+
+
+def check_sequences(given: Iterable[str], learnt: Iterable[str], reference: str = "") -> None:
+    """Check that each name that a person gave is a known sequence, or one of the model's, and not misspelt.
+
+    Args:
+        learnt: the sequences of the model, or of all models.
+        reference: a sequence that is named twice, for its grid, which may be of any kind.
+
+    Raises:
+        ModalityError: a name is neither, so that its image would be left out.
+    """
+    own = dict.fromkeys(learnt)
+    for name in given:
+        if name in own or name == reference or canonical_modality(name) is not None:
+            continue
+        near = known_spelling_like(name, own)
+        hint = f"did you mean {near}?" if near else f"known are {', '.join(CANONICAL_ORDER)}."
+        raise ModalityError(
+            f"{name!r} is no known sequence, and the model has no channel of that name ({', '.join(own)}): {hint} "
+            "Correct it, or leave this image out."
+        )
 
 
 def input_files(

@@ -101,6 +101,11 @@ class Voters:
         )
 
     @cached_property
+    def sequences(self) -> tuple[str, ...]:
+        """All sequences that any of them has a channel for."""
+        return tuple(dict.fromkeys(name for model in self.models for name in model.info.axis))
+
+    @cached_property
     def learnt(self) -> LearntScans | None:
         """All scans that any of them has learnt from; None if one does not say."""
         learnt = [model.learnt for model in self.models]
@@ -238,7 +243,7 @@ def look_doubts(voters: Voters, expected_dice: Mapping[str, float]) -> tuple[Dou
     for name, expected in expected_dice.items():
         least = voters.look_below(name)
         if is_doubtful(expected, least):
-            text = f"look at this: the expected Dice of {name} is {expected:.2f}, below {least:.2f}."
+            text = f"look at this: the expected Dice of {name} is {expected:.3f}, below {least:.3f}."
             doubts.append(Doubt(Severity.WARNING, "LOOK_AT_THIS", text))
     return tuple(doubts)
 

@@ -33,8 +33,13 @@ def place_in(into: Path, overwrite: bool) -> Path:
     Raises:
         CheckpointError: the folder has no model.
         UsageError: the file may not be written, see `check_files`; or it is a model of something else, which is never
-            replaced.
+            replaced; or there is no such run.
     """
+    if not into.exists() and into.suffix != ".safetensors":
+        raise UsageError(
+            f"there is no run at {into}. Name the folder of a run, or a file for the network whose name ends in "
+            ".safetensors."
+        )
     out = model_path(into).with_name(BRAIN_FILE) if into.is_dir() else into
     if out.is_file() and _is_other_model(out):
         raise UsageError(f"{out} is not a brain network, but a model of something else: it is never replaced. Move it.")

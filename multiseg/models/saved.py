@@ -201,7 +201,7 @@ _About: TypeAlias = tuple[ModelInfo, LearntScans | None, Contrasts | None]
 def _read_metadata(path: Path) -> _About:
     try:
         return _described(_metadata(path), path)
-    except (FileNotFoundError, IsADirectoryError) as error:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise CheckpointError(f"there is no model at {path}.") from error
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a complete safetensors file: {error}. Copy or train it again.") from error

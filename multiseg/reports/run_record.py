@@ -91,7 +91,7 @@ def read_run(folder: Path) -> RunRecord:
     file = model_path(folder)
     events = _events(folder / LOG)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    found = [path.parent for name in EVALUATIONS for path in sorted(folder.glob(f"{name}/{SUMMARY}"))]
+    found = evaluation_folders(folder)
     evaluations = [_read_evaluation(place, digest) for place in found]
     return RunRecord(
         name=folder.resolve().name,
@@ -105,6 +105,11 @@ def read_run(folder: Path) -> RunRecord:
         evaluations=evaluations,
         commands=[entry for place in (folder, *found) for entry in read_commands(place)],
     )
+
+
+def evaluation_folders(run: Path) -> list[Path]:
+    """The folders of the finished evaluations in that of a run."""
+    return [path.parent for name in EVALUATIONS for path in sorted(run.glob(f"{name}/{SUMMARY}"))]
 
 
 def _read_evaluation(folder: Path, digest: str) -> EvaluationRecord:

@@ -7,6 +7,7 @@ happens inside `one_file`, whose error names the file, or inside `one_case`, who
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,7 +67,8 @@ def _border(subject: str, file: str) -> Iterator[None]:
 
 
 def _folder_of(paths: tuple[Path, ...]) -> Path:
-    """The innermost folder that contains all of the paths."""
-    if not paths:
+    """The innermost folder that contains all of the paths; the current one if there is none."""
+    try:
+        return Path(os.path.commonpath([path.absolute().parent for path in paths]))
+    except ValueError:  # no paths, or paths on several drives
         return Path()
-    return next(folder for folder in paths[0].parents if all(path.is_relative_to(folder) for path in paths))

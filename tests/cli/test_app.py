@@ -30,6 +30,23 @@ def test_every_argument_and_option_says_what_it_is(verb: str) -> None:
     assert [parameter.name for parameter in command.params if not getattr(parameter, "help", None)] == []
 
 
+def test_no_help_loses_a_word_in_brackets() -> None:
+    """Help is rich markup, in which "[augment]" is an unknown style and is not shown: it is written "\\[augment]"."""
+    import typer.main
+    from rich.text import Text
+
+    from multiseg.cli.app import build_app
+
+    texts, commands = [], {"multiseg": typer.main.get_command(build_app())}
+    while commands:
+        name, command = commands.popitem()
+        texts += [(name, getattr(one, "help", None) or "") for one in (command, *command.params)]
+        commands |= {f"{name} {below}": one for below, one in getattr(command, "commands", {}).items()}
+    assert len({name for name, _ in texts}) > len(COMMANDS) + 13
+    lost = [(name, text) for name, text in texts if Text.from_markup(text).plain != text.replace("\\[", "[")]
+    assert lost == []
+
+
 HEAVY = "torch zarr xarray nibabel scipy pandas numpy flwr matplotlib pydantic SimpleITK dask"
 HELP = f"""
 import contextlib, io, sys

@@ -6,11 +6,13 @@ import pytest
 from json_documents import checked
 
 from multiseg.cli.app import run
+from multiseg.evaluation.brain_finding import LEARNT
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
 from multiseg.models.brain_network import BRAIN_FILE
 from multiseg.models.builders import build
 from multiseg.models.saved import BEST, ModelInfo, save_model
+from multiseg.training.brain_training import TrainedBrain
 
 INFO = ModelInfo(
     builder="multi_unet", numbers={"widths": [2, 4], "dropout": 0.0}, axis=ModalityAxis("T1"), space=LabelSpace(),
@@ -51,5 +53,23 @@ def test_a_folder_without_a_model_is_an_error(
 ) -> None:
     assert run(["train-brain", store_url, "--into", str(tmp_path)]) == 3
     assert "has no model.safetensors" in capsys.readouterr().err
+    (tmp_path / "brain.txt").write_text("")
     assert run(["train-brain", store_url, "--into", str(tmp_path / "brain.txt")]) == 2
     assert ".safetensors" in capsys.readouterr().err
+
+
+def test_a_run_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train-brain", "brain.zarr", "--into", str(tmp_path / "nope")]) == 2
+    assert f"there is no run at {tmp_path / 'nope'}." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("dice", "is_enough"), [(LEARNT - 0.001, False), (LEARNT, True)])
+def test_too_few_steps_are_said(
+    dice: float, is_enough: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = TrainedBrain(tmp_path / "b.safetensors", (), {}, dice, True)
+    monkeypatch.setattr("multiseg.training.brain_training.train_brain", lambda *arguments: trained)
+    assert run(["train-brain", "brain.zarr", "--into", str(tmp_path / "b.safetensors"), "--steps", "50"]) == 0
+    said = capsys.readouterr()
+    assert ("Train it for more steps: --steps 100 --overwrite." in said.err) != is_enough
+    assert f"Dice {dice:.3f}" in said.out

@@ -80,7 +80,7 @@ def test_one_thread_for_several_processors(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
     found = machine.processors()
     assert found.found.startswith("3 of ")
-    assert found[1:] == (WARNING, "Unset OMP_NUM_THREADS. Training on a CPU uses one processor only.")
+    assert found[1:] == (WARNING, "With OMP_NUM_THREADS, training on a CPU uses one processor only. Unset it.")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert machine.processors().verdict == OK
 

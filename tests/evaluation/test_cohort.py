@@ -32,15 +32,15 @@ from multiseg.models.saved import ModelInfo, save_model
 SPACING_MM = (5.0, 5.0, 5.0)
 
 
-def save(folder: Path, seed: int) -> Path:
+def save(folder: Path, seed: int, axis: tuple[str, ...] = ("FLAIR", "T1")) -> Path:
     """A model of FLAIR and T1 with weights as they are drawn: its answer has many parts."""
     torch.manual_seed(seed)
     info = ModelInfo(
         builder="multi_unet", numbers={"widths": [4, 8], "dropout": 0.0, "norm": "instance"},
-        axis=ModalityAxis(("FLAIR", "T1")), space=LabelSpace(), spacing_mm=SPACING_MM, patch=(16, 16, 16),
-        trained_on={"FLAIR": ("alder",), "T1": ("alder",)}, databases={},
+        axis=ModalityAxis(axis), space=LabelSpace(), spacing_mm=SPACING_MM, patch=(16, 16, 16),
+        trained_on=dict.fromkeys(axis, ("alder",)), databases={},
     )  # fmt: skip
-    network = multi_unet(2, 1, widths=(4, 8), dropout=0.0)
+    network = multi_unet(len(axis), 1, widths=(4, 8), dropout=0.0)
     torch.nn.init.normal_(network.head.weight, std=3)
     save_model(folder / "model.safetensors", network, info)
     return folder / "model.safetensors"
@@ -261,6 +261,67 @@ def test_what_is_refused_before_the_work(
     assert run(["predict", str(model), str(source), "-o", str(tmp_path / out), *flags]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("models", "flags", "code", "message"),
+    [
+        (["runs/nope"], [], 3, "there is no model at runs/nope."),
+        (["nope.multiseg"], [], 3, "there is no model at nope.multiseg."),
+        (["text.txt/nope"], [], 3, "there is no model at text.txt/nope."),
+        (["study"], [], 3, "the folder study has no model.safetensors"),
+        (["text.txt"], [], 3, "text.txt is not a complete safetensors file"),
+        (["{good}", "runs/nope"], ["--fuse", "lesion-over-tissue"], 3, "there is no model at runs/nope."),
+        (["{good}", "nope.safetensors"], ["--ensemble", "mean"], 3, "there is no model at nope.safetensors."),
+        (["{good}", "runs/nope"], ["--ensemble", "mean"], 2, "runs/nope is neither a model"),
+    ],
+)
+def test_a_model_that_is_not_there_is_said_before_the_work(
+    models: list[str], flags: list[str], code: int, message: str, model: Path, source: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("nothing")
+    named = [text.format(good=model) for text in models]
+    assert run(["predict", *named, str(source), "-o", "out", *flags]) == code
+    assert message in " ".join(capsys.readouterr().err.split())
+    if not flags:
+        assert run(["bids", str(source), "out", "participant", "--model", *named]) == code
+        assert message in " ".join(capsys.readouterr().err.split())
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "message"),
+    [
+        ("FLIAR", [], "did you mean FLAIR?"),
+        ("T1wce_gd", [], "did you mean T1c?"),
+        ("qsm", [], "did you mean QSM?"),
+        ("CT", [], "known are PD, FLAIR, SWI"),
+        ("QSM", [], ""),  # the model has such a channel
+        ("T2", [], ""),  # known, if not to the model
+        ("CT", ["--reference", "CT"], ""),  # named twice, for its grid
+    ],
+)
+def test_a_misspelt_sequence_is_no_note(
+    name: str, flags: list[str], message: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = save(tmp_path, 0, ("FLAIR", "T1", "QSM"))
+    scans = [f"{name}={source / 'A1' / 'FLAIR.nii.gz'}", f"T1={source / 'A1' / 'T1.nii.gz'}"]
+    code = run(["predict", str(saved), *scans, "-o", str(tmp_path / "a.nii.gz"), *flags])
+    assert (code, (tmp_path / "a.nii.gz").exists()) == ((3, False) if message else (0, True))
+    assert message in capsys.readouterr().err
+
+
+def test_a_misspelt_sequence_of_a_folder_is_refused(
+    model: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["-o", str(tmp_path / "out")]
+    for given in ("A1=FLIAR", "FLIAR"):
+        assert run(["predict", str(model), str(source), *out, "--modality", given]) == 3
+        assert "did you mean FLAIR?" in capsys.readouterr().err
+    assert run(["predict", str(model), str(source), *out, "--modality", "never=skip"]) == 2
+    assert "never" in capsys.readouterr().err
 
 
 def test_flags_of_a_folder_are_refused_for_one_patient(

@@ -189,6 +189,27 @@ def test_the_border_keeps_what_was_meant_and_names_what_was_not() -> None:
         raise OSError(24, "Too many open files")
 
 
+@pytest.mark.parametrize(
+    ("paths", "folder"),
+    [
+        (("F.nii", "/d/T1.nii"), "/"),  # one relative, one absolute: nothing in common but the root
+        (("a/F.nii", "b/T1.nii"), "{here}"),
+        (("a/F.nii", "{here}/a/T1.nii"), "{here}/a"),
+        ((), "."),
+    ],
+)
+def test_a_folder_is_named_for_any_set_of_paths(
+    paths: tuple[str, ...], folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = tuple(Path(path.format(here=tmp_path)) for path in paths)
+    with pytest.raises(SourceError) as case, one_case("P1", files):
+        raise ZeroDivisionError
+    assert case.value.file == folder.format(here=tmp_path)
+    with one_case("P1", files):
+        pass
+
+
 @pytest.mark.slow
 def test_the_files_of_a_case_that_is_in_are_looked_at_again(tmp_path: Path) -> None:
     """Whatever hashing them raises: the case counts as changed."""

@@ -80,6 +80,8 @@ def test_unknown_sequences_are_left_out_and_said(tmp_path: Path) -> None:
     assert (finding.code, finding.severity) == ("UNKNOWN_SEQUENCE", Severity.WARNING)
     assert "'mtr' is not a known sequence; 2 such files are left out" in finding.message
     assert list(found(tmp_path, modalities={"mtr": "MTR"}).cases[0].images) == ["MTR", "T1"]
+    (tmp_path / "P2" / "mtr.nii.gz").unlink()
+    assert "1 such file is left out" in found(tmp_path).findings[0].message
 
 
 def test_a_given_spelling_is_the_sequence_of_that_name(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from json_documents import checked
 from torch import Tensor, nn
 
 from multiseg.cli.app import run
+from multiseg.commands_log import COMMANDS, add_command
 from multiseg.errors import DataError, ResourceError, UsageError
 from multiseg.evaluation.case_answers import AnswerOptions, Shown, answer_of
 from multiseg.evaluation.cohort_records import CaseRecord
@@ -23,6 +24,7 @@ from multiseg.evaluation.evaluation_result import EvaluateOptions
 from multiseg.evaluation.model_evaluation import evaluate, load_ensemble
 from multiseg.evaluation.prediction import predict
 from multiseg.evaluation.prediction_inputs import PredictOptions
+from multiseg.evaluation.result_folder import SUMMARY
 from multiseg.evaluation.structure_tables import StructureRow
 from multiseg.evaluation.voting import Voters, look_doubts
 from multiseg.export.model_package import handover, write_package
@@ -37,7 +39,7 @@ from multiseg.store.catalogue import select
 from multiseg.store.folds import Fold, splits_of_fold
 from multiseg.store.reader import open_store
 from multiseg.training import calibration as module
-from multiseg.training.calibration import CalibrateOptions, calibrate
+from multiseg.training.calibration import CalibrateOptions, CalibrationResult, calibrate
 from multiseg.training.start import Channels, StartOptions, descended, parent_of
 
 NUMBERS = {"widths": [2, 3], "dropout": 0.0}
@@ -426,3 +428,29 @@ def test_impossible_temperatures_are_refused(wrong: dict[int, Temperatures]) -> 
 
 def test_an_uncalibrated_model_is_described_as_ever(plain: Path) -> None:
     assert "calibration" not in read_info(plain).to_json()
+
+
+def test_the_next_command_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A calibration makes the evaluations before it those of an older model."""
+    calibration = Calibration({1: Temperatures(1.0, 1.0)}, {}, 0.5, {"alder": 1}, "", "key")
+    monkeypatch.setattr(
+        "multiseg.training.calibration.calibrate",
+        lambda file, *others: CalibrationResult(file, calibration, is_new=True),
+    )
+    assert run(["calibrate", str(tmp_path)]) == 0
+    assert capsys.readouterr().err.splitlines()[-2:] == ["Next:", f"multiseg evaluate {tmp_path}"]
+    for name, words in (("evaluation-val", ["--tta"]), ("evaluation-test", []), ("evaluation-unfinished", [])):
+        (tmp_path / name).mkdir()
+        add_command(tmp_path / name, ["evaluate", str(tmp_path), *words])
+        if name != "evaluation-unfinished":
+            (tmp_path / name / SUMMARY).write_text("{}")
+    (tmp_path / "evaluation-test" / COMMANDS).unlink()
+    assert run(["calibrate", str(tmp_path), "--store", "a b.zarr"]) == 0
+    first, *commands = capsys.readouterr().err.splitlines()[-3:]
+    assert "made before it" in first
+    assert commands == [
+        f"multiseg evaluate {tmp_path} --store 'a b.zarr' --overwrite",
+        f"multiseg evaluate {tmp_path} --tta --overwrite",
+    ]

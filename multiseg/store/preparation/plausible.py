@@ -82,12 +82,17 @@ def find_implausible(regions: Mapping[str, Region], grid: Grid, rule: str) -> It
     for names, region in groups[1:]:
         dice = agreement(groups[0][1], region, grid)
         if dice < ALIKE:
+            both = f"{', '.join(groups[0][0])} and {', '.join(names)}"
             text = (
-                f"the brains of {', '.join(groups[0][0])} and {', '.join(names)} agree with a Dice of {dice:.2f} where "
-                f"both were scanned (usually at least {ALIKE}). One may include skull, lack a part, or be misaligned. "
-                f"{_advice(rule)}"
+                f"the brains of {both} agree with a Dice of {_down(dice):.3f} where both were scanned "
+                f"(usually at least {ALIKE:.3f}). One may include skull, lack a part, or be misaligned. {_advice(rule)}"
             )
             yield "BRAINS_DIFFER", text
+
+
+def _down(value: float) -> float:
+    """Rounded down to three digits, so that what is below a limit never reads as the limit."""
+    return math.floor(value * 1000) / 1000
 
 
 def _voxel_text(grid: Grid) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from multiseg.errors import UsageError, few
+from multiseg.errors import UsageError, counted, few
 from multiseg.modalities import canonical_modality, modality_of_file_name
 from multiseg.sequence_reading import read_role
 from multiseg.store.cases import LabelFile, ScanFile, Series
@@ -171,7 +171,8 @@ def _contradictions(images: Sequence[Image], options: SourceOptions, shown: Show
 
 def _unknown(spelling: str, why: str, files: Sequence[str]) -> Finding:
     message = (
-        f"{spelling!r} is not a known sequence; {len(files)} such files are left out ({why}). "
+        f"{spelling!r} is not a known sequence; {counted(len(files), 'such file')} "
+        f"{'is' if len(files) == 1 else 'are'} left out ({why}). "
         f"If it is a sequence, name it: --modality {spelling}=T1; if it is a label, use --label; if it is neither: "
         f"--modality {spelling}=skip."
     )

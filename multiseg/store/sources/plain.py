@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from multiseg.errors import few
+from multiseg.errors import counted, few
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.sources.file_contents import codes_in
 from multiseg.store.sources.file_words import Meaning, What, meaning_of, words_of
@@ -26,7 +26,7 @@ def _recognise(folder: Folder) -> str:
     sequences = list(dict.fromkeys(meaning.name for _, meaning in volumes if meaning.what is What.IMAGE))
     labels = list(dict.fromkeys(volume.stem for volume, meaning in volumes if meaning.what is What.LABEL))
     return (
-        f"{len(cases)} cases such as {cases[0]}, with {few(sequences)} and "
+        f"{counted(len(cases), 'case')} such as {cases[0]}, with {few(sequences)} and "
         f"{'labels ' + few(labels) if labels else 'no labels'}"
     )
 
@@ -38,7 +38,9 @@ def _describe_unclear(volumes: Sequence[tuple[Volume, Meaning]]) -> str:
         return ""
     cases = sorted({volume.case for volume, _ in volumes})
     names = few(list(dict.fromkeys(volume.stem for volume, _ in volumes)))
-    return f"{len(cases)} cases such as {cases[0]}, with names that do not say which sequence they are: {names}"
+    return (
+        f"{counted(len(cases), 'case')} such as {cases[0]}, with names that do not say which sequence they are: {names}"
+    )
 
 
 def _find(folder: Folder, options: SourceOptions) -> FoundFiles:
