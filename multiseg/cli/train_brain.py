@@ -63,8 +63,8 @@ def train_brain_command(
     )
     if not has_learnt(trained.dice):
         messages().print(
-            f"It has not learnt enough (a Dice of {LEARNT[NEWEST_RECIPE]} or more): predict will call its masks doubtful "
-            f"(BRAIN_UNSURE). Train it for more steps: --steps {2 * steps} --overwrite.",
+            f"It has not learnt enough (a Dice of {LEARNT[NEWEST_RECIPE]} or more): predict will call its masks "
+            f"doubtful (BRAIN_UNSURE). Train it for more steps: --steps {2 * steps} --overwrite.",
             soft_wrap=True,
             markup=False,
         )

@@ -9,7 +9,7 @@ from multiseg.cli.app import run
 from multiseg.evaluation.brain_finding import LEARNT
 from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
-from multiseg.models.brain_network import BRAIN_FILE
+from multiseg.models.brain_network import BRAIN_FILE, NEWEST_RECIPE
 from multiseg.models.builders import build
 from multiseg.models.saved import BEST, ModelInfo, save_model
 from multiseg.training.brain_training import TrainedBrain
@@ -63,7 +63,7 @@ def test_a_run_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureF
     assert f"there is no run at {tmp_path / 'nope'}." in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("dice", "is_enough"), [(LEARNT - 0.001, False), (LEARNT, True)])
+@pytest.mark.parametrize(("dice", "is_enough"), [(LEARNT[NEWEST_RECIPE] - 0.001, False), (LEARNT[NEWEST_RECIPE], True)])
 def test_too_few_steps_are_said(
     dice: float, is_enough: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -123,7 +123,7 @@ def test_a_network_that_has_not_learnt_enough_is_doubted() -> None:
         return find_brain(network, {"T1": volume(head())}, Grid(AFFINE, SHAPE)).faults
 
     (fault,) = faults(score=0.73, recipe=2)
-    assert "Dice of only 0.73 on synthetic scans" in fault
+    assert "Dice of only 0.730 on synthetic scans" in fault
     assert faults(score=0.87, recipe=2) == ()
     (fault,) = faults(score=0.87)  # of a version whose networks reached more on the scans that they learnt from
     assert "Dice of only 0.87 on synthetic scans" in fault
