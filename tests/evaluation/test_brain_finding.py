@@ -126,7 +126,7 @@ def test_a_network_that_has_not_learnt_enough_is_doubted() -> None:
     assert "Dice of only 0.730 on synthetic scans" in fault
     assert faults(score=0.87, recipe=2) == ()
     (fault,) = faults(score=0.87)  # of a version whose networks reached more on the scans that they learnt from
-    assert "Dice of only 0.87 on synthetic scans" in fault
+    assert "Dice of only 0.870 on synthetic scans" in fault
 
 
 def test_a_sequence_that_shows_another_brain_is_named() -> None:
