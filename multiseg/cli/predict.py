@@ -151,6 +151,7 @@ def _predict_one(
     overwrite: bool,
     as_json: bool,
 ) -> None:
+    from multiseg.cli.console import case_counter
     from multiseg.evaluation.case_answers import ENSEMBLES
     from multiseg.evaluation.case_panel import PNG
     from multiseg.evaluation.prediction import predict
@@ -160,7 +161,8 @@ def _predict_one(
     files = name_images(arguments)
     if picture:
         check_files([picture], input_files(model, files, options), overwrite, PNG)  # fail before the work
-    result = predict(model, files, out, options, overwrite)
+    with case_counter("predict") as on_step:
+        result = predict(model, files, out, options, overwrite, on_step)
     if picture:
         from multiseg.evaluation.overlay import save_overlay  # matplotlib is slow to import
 

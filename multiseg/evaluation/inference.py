@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from multiseg.errors import UsageError
 from multiseg.models.losses import log_probabilities
-from multiseg.types import Index3
+from multiseg.types import Index3, OnStep, no_progress
 
 VOXELS_AT_ONCE = 2 * 64**3
 """On a CPU torch convolves one small window several times slower than two at once (another algorithm)."""
@@ -40,13 +40,16 @@ def predict_volume(
     return whole(slabs(network, images, present, patch, overlap, windows_at_once), images.shape[1:])
 
 
-def whole(parts: Iterator[Slab], shape: Sequence[int]) -> Float[np.ndarray, "label i j k"]:
-    """The slabs of a volume as one array."""
+def whole(
+    parts: Iterator[Slab], shape: Sequence[int], on_step: OnStep = no_progress
+) -> Float[np.ndarray, "label i j k"]:
+    """The slabs of a volume as one array; its steps are planes."""
     volume: Float[np.ndarray, "label i j k"] | None = None
     for rows, probabilities in parts:
         if volume is None:
             volume = np.zeros((len(probabilities), *shape), dtype=np.float32)
         volume[:, rows] = probabilities
+        on_step(rows.stop, shape[0], "planes")
     assert volume is not None, "a volume has slabs"
     return volume
 

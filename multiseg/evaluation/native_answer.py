@@ -23,7 +23,7 @@ from multiseg.models.saved import Model
 from multiseg.models.two_branch import CONSTANTS
 from multiseg.store.preparation.grids import resample
 from multiseg.store.preparation.prepare import PreparedCase
-from multiseg.types import Mask
+from multiseg.types import Mask, OnStep, no_progress
 
 LESION_MASK = "lesion mask"
 """The name of a given lesion mask in messages."""
@@ -58,6 +58,7 @@ class Question:
     prepared: PreparedCase
     shown: Shown
     options: AnswerOptions
+    on_step: OnStep = no_progress
 
     @cached_property
     def native_brain(self) -> Mask:
@@ -74,7 +75,8 @@ class Question:
             volumes: how many volumes of probabilities the caller has at once, this one included.
         """
         prepared = self.prepared
-        on_grid = whole(mean_by_slab(models, self.shown, self._fitted(models, volumes)), prepared.grid.shape)
+        slabs = mean_by_slab(models, self.shown, self._fitted(models, volumes))
+        on_grid = whole(slabs, prepared.grid.shape, self.on_step)
         native = np.empty((len(on_grid), *prepared.native.shape), dtype=np.float32)
         for index, volume in enumerate(on_grid):
             native[index] = resample(volume, prepared.grid, prepared.native, smooth=False)

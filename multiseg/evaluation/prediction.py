@@ -38,6 +38,7 @@ from multiseg.store.preparation.prepare import PreparedCase, prepare_case
 from multiseg.store.reader import Case, Database
 from multiseg.store.sources.dicom_folder import scan_at
 from multiseg.store.stored_case import as_prepared
+from multiseg.types import OnStep, no_progress
 
 NIFTI = (".nii.gz", ".nii")
 
@@ -112,6 +113,7 @@ def predict(
     out: Path | str,
     options: PredictOptions | None = None,
     overwrite: bool = False,
+    on_step: OnStep = no_progress,
 ) -> Prediction:
     """Segment one patient from any subset of sequences, in any orientation and on any grids.
 
@@ -124,6 +126,7 @@ def predict(
         images: files by sequence, or folders of one DICOM series each; the first is the reference unless the options
             name another. Of a reference that the model never learnt from, only the grid is used.
         overwrite: whether files of an earlier prediction may be replaced; an input never is.
+        on_step: called after each part of the volume, for every model that answers by itself.
 
     Raises:
         UsageError: `out` is not a name of a NIfTI file or may not be written (see `check_files`), the model needs a
@@ -148,10 +151,12 @@ def predict(
     labelled: dict[str, LabelFile] = {LESION_MASK: Path(options.lesion_mask)} if options.lesion_mask else {}
     _, mask = brain_rule(options.brain_mask)
     files = CaseFiles(out.name, paths, labelled, brain_mask=mask)
-    return replace(predict_case(voters, files, outputs, options), inputs=sources)
+    return replace(predict_case(voters, files, outputs, options, on_step), inputs=sources)
 
 
-def predict_case(voters: Voters, files: CaseFiles, outputs: Outputs, options: PredictOptions) -> Prediction:
+def predict_case(
+    voters: Voters, files: CaseFiles, outputs: Outputs, options: PredictOptions, on_step: OnStep = no_progress
+) -> Prediction:
     """Segment one case from its files and write it, without asking whether the outputs are there.
 
     If the case has a brain mask, that is its brain.
@@ -174,7 +179,7 @@ def predict_case(voters: Voters, files: CaseFiles, outputs: Outputs, options: Pr
     peak = peak_bytes()
     prepared = prepare_case(replace(files, images=needed), schemas, recipe, usable, find_brain)
     check_prepared(peak, options.answer.memory)
-    prediction = _predict_prepared(voters, prepared, usable, outputs, options)
+    prediction = _predict_prepared(voters, prepared, usable, outputs, options, on_step)
     if target and outputs.dicom_seg:
         write_seg(outputs.dicom_seg, prediction.answer.labels, prepared.native, target, voters)
     left_out = tuple(name for name in files.images if name not in usable)
@@ -224,14 +229,19 @@ def _recipe_doubts(voters: Voters, database: Database) -> tuple[Doubt, ...]:
 
 
 def _predict_prepared(
-    voters: Voters, prepared: PreparedCase, usable: tuple[str, ...], outputs: Outputs, options: PredictOptions
+    voters: Voters,
+    prepared: PreparedCase,
+    usable: tuple[str, ...],
+    outputs: Outputs,
+    options: PredictOptions,
+    on_step: OnStep = no_progress,
 ) -> Prediction:
     """Segment a prepared case and write it."""
     images, present = network_input(
         voters.info, prepared.images, prepared.modalities, usable, prepared.intensity_above_outside
     )
     shown = Shown(images, present, voters.info.axis)
-    answer = answer_natively(voters, Question(prepared, shown, options.answer))
+    answer = answer_natively(voters, Question(prepared, shown, options.answer, on_step))
     native, header = prepared.native, prepared.native_header
     for index, path in enumerate(outputs.probabilities.values()):
         write_on_native(path, answer.probabilities[index].astype(np.float32), native, header)

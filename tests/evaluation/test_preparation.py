@@ -235,3 +235,14 @@ def test_what_is_no_brain_is_doubted(tmp_path: Path) -> None:
     assert codes(large) == {"BRAIN_SIZE"}
     (doubt,) = large.doubts
     assert "T1: the brain has 3 l" in doubt.message
+
+
+def test_a_prediction_tells_how_far_it_is(tmp_path: Path) -> None:
+    told: list[tuple[int, int, str]] = []
+    images = {"T1": save_ball(tmp_path / "t1.nii")}
+    model = Model(Bright(), replace(info(ms=Recipe()), patch=(8, 8, 8)))
+    predict(model, images, tmp_path / "out.nii", on_step=lambda *step: told.append(step))
+    done = [step[0] for step in told]
+    assert len(done) > 1
+    assert done == sorted(done)
+    assert {step[1:] for step in told} == {(done[-1], "planes")}
