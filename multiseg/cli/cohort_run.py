@@ -146,7 +146,7 @@ def predict_all(
 ) -> int:
     """Segment all patients of a folder, a manifest or a store into the folder `out`; returns the exit code."""
     from multiseg.cli.console import print_findings
-    from multiseg.evaluation.cohort import loaded_voters
+    from multiseg.evaluation.cohort_call import loaded_voters
     from multiseg.evaluation.cohort_cases import check_apart, of_participants
     from multiseg.evaluation.prediction_inputs import check_sequences
     from multiseg.store.hierarchy import is_like_a_store

@@ -5,15 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from threading import Lock
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -21,20 +17,19 @@ import numpy as np
 import torch
 
 from multiseg.allocator import keep_memory
-from multiseg.errors import CheckpointError, DataError, MultisegError, ResourceError
+from multiseg.errors import DataError, MultisegError, ResourceError
 from multiseg.evaluation.bids_output import sidecars, write_description, write_sidecars
+from multiseg.evaluation.cohort_call import CohortCall, brain_digest, digests_of, in_place_of, loaded_voters, voters_of
 from multiseg.evaluation.cohort_cases import Cohort, CohortCase
 from multiseg.evaluation.cohort_records import CaseRecord, CohortFolder, digest_of_stored, key_of_run
 from multiseg.evaluation.prediction import Outputs, Prediction, predict_case, predict_stored
 from multiseg.evaluation.prediction_inputs import PredictOptions
 from multiseg.evaluation.preparation import MODEL_RULE
 from multiseg.evaluation.structure_tables import rows_of_segmentation
-from multiseg.evaluation.voting import Voters, load_voters, usable_for_all
+from multiseg.evaluation.voting import Voters, usable_for_all
 from multiseg.files import check_files
 from multiseg.labels import LabelSpace
 from multiseg.modalities import in_canonical_order
-from multiseg.models.brain_network import carried_bytes
-from multiseg.models.saved import model_path, read_info
 from multiseg.store.border import one_case
 from multiseg.store.cases import sha256_of
 from multiseg.store.damage import type_and_place
@@ -46,7 +41,6 @@ from multiseg.store.reader import Store, open_store
 Outcome = Literal["segmented", "unchanged", "failed"]
 OnCase = Callable[[str, Outcome, CaseRecord], None]
 """Called for each finished case with its name, its outcome and its record."""
-_ONE_AT_A_TIME = Lock()
 
 
 @dataclass(frozen=True)
@@ -61,36 +55,11 @@ class CohortReport:
 
 
 @dataclass(frozen=True)
-class _Run:
-    """What all cases of a call have in common.
-
-    Attributes:
-        key: of the models and the options.
-        brain: the digest of the network that finds brains; "" if no model carries one.
-        call: another text for each call, which opens the store again.
-        num_threads: of torch in each of several workers, which share the processors; 0 leaves it.
-        place: the folder that relative paths begin in, for the workers of a cluster; "" for the current one.
-    """
-
-    model: str
-    options: PredictOptions
-    digests: tuple[str, ...]
-    root: Path
-    key: str
-    source: Path | None
-    overwrite: bool
-    brain: str
-    call: str
-    num_threads: int = 0
-    place: str = ""
-
-
-@dataclass(frozen=True)
 class _Task:
     """What a worker needs to segment one case."""
 
     case: CohortCase
-    run: _Run
+    run: CohortCall
 
 
 def predict_cohort(
@@ -124,7 +93,7 @@ def predict_cohort(
     about = _identity(digests, options, is_bids)
     workers = workers or Workers()
     is_cluster = workers.kind not in (THREADS, PROCESSES)
-    run = _Run(
+    run = CohortCall(
         model=str(model),
         options=options,
         digests=digests,
@@ -132,7 +101,7 @@ def predict_cohort(
         key=str(about["key"]),
         source=cohort.source,
         overwrite=overwrite,
-        brain=_brain_digest(model, options),
+        brain=brain_digest(model, options),
         call=uuid4().hex,
         num_threads=max(1, default_workers() // workers.num) if workers.num > 1 and not is_cluster else 0,
         place=str(Path.cwd()) if is_cluster else "",
@@ -151,7 +120,7 @@ def predict_cohort(
 
 
 def _finished(
-    cohort: Cohort, run: _Run, folder: CohortFolder, workers: Workers
+    cohort: Cohort, run: CohortCall, folder: CohortFolder, workers: Workers
 ) -> Iterator[tuple[CohortCase, Outcome, CaseRecord]]:
     """Each case as it is finished."""
     for case, reason in cohort.refused.values():
@@ -165,7 +134,7 @@ def _finished(
             yield case, *done.result
 
 
-def _note_failure(case: CohortCase, reason: str, run: _Run, folder: CohortFolder) -> CaseRecord:
+def _note_failure(case: CohortCase, reason: str, run: CohortCall, folder: CohortFolder) -> CaseRecord:
     """Record a failure, with the files of an earlier success that are kept."""
     old = folder.read(case.name)
     record = case.record(state="failed", key=run.key, reason=reason, outputs={} if old is None else old.outputs)
@@ -177,45 +146,12 @@ def _identity(digests: Sequence[str], options: PredictOptions, is_bids: bool) ->
     """What identifies a run; the device, the memory, and where the files are, have no part in it."""
     settings = {name: value for name, value in asdict(options).items() if name not in ("device", "others", "memory")}
     settings["brain_mask"] = str(settings["brain_mask"] or "")
-    for name in (
-        "dicom_seg",
-        "tta",
-        "branch",
-        "register",
-    ):  # a folder that an older multiseg began without them is resumed
+    # A folder that an older multiseg began without them is resumed.
+    for name in ("dicom_seg", "tta", "branch", "register"):
         if not settings[name]:
             del settings[name]
     identity = {"models": list(digests), "options": settings, "bids": is_bids}
     return {"key": key_of_run(identity), **identity, "multiseg": version("multiseg")}
-
-
-def digests_of(model: Path | str, options: PredictOptions) -> tuple[str, ...]:
-    """The sha256 of every model file.
-
-    Raises:
-        CheckpointError: one is missing or damaged.
-    """
-    files = [model_path(Path(path)) for path in (model, *options.others)]
-    for file in files:
-        read_info(file)
-    return tuple(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
-
-
-def _brain_digest(model: Path | str, options: PredictOptions) -> str:
-    """The sha256 of the brain network of the first model that carries one."""
-    files = (carried_bytes(path) for path in (Path(model), *map(Path, options.others)))
-    return next((hashlib.sha256(data).hexdigest() for data in files if data is not None), "")
-
-
-def loaded_voters(model: Path | str, options: PredictOptions) -> Voters:
-    """The models as they are now."""
-    return voters_of(str(model), options, (*digests_of(model, options), _brain_digest(model, options)))
-
-
-@lru_cache(maxsize=1)
-def voters_of(model: str, options: PredictOptions, digests: tuple[str, ...]) -> Voters:
-    """The models, loaded once in each process while their files have these digests."""
-    return load_voters(model, options)
 
 
 @lru_cache(maxsize=1)
@@ -233,7 +169,7 @@ def _segment(task: _Task) -> tuple[Outcome, CaseRecord]:
     if task.run.num_threads:
         torch.set_num_threads(task.run.num_threads)
     try:
-        with _in_place(task.run):
+        with in_place_of(task.run):
             return _segment_unless_done(task)
     except (DataError, ResourceError):
         raise
@@ -247,50 +183,6 @@ def _segment(task: _Task) -> tuple[Outcome, CaseRecord]:
     except Exception as error:  # the border of one case: it must not stop all others
         message = f"{type_and_place(error)}: {' '.join(str(error).split())[:300]}. Please report this line."
         raise DataError(message, code="UNEXPECTED") from error
-
-
-@contextmanager
-def _in_place(run: _Run) -> Iterator[None]:
-    """On a worker of a cluster: be in the folder of the call, and let the other threads of its process wait.
-
-    The current folder and the loaded model belong to the whole process.
-
-    Raises:
-        ResourceError: the worker does not see the folder, the model or the output, or sees others there.
-    """
-    if not run.place:
-        yield
-        return
-    with _ONE_AT_A_TIME:
-        before = Path.cwd()
-        try:
-            os.chdir(run.place)
-        except OSError as error:
-            raise _not_seen(run.place) from error
-        try:
-            _check_seen(run)
-            yield
-        finally:
-            os.chdir(before)
-
-
-def _check_seen(run: _Run) -> None:
-    """Raises ResourceError if the output folder is not that of the run, or its models are others here."""
-    if CohortFolder(run.root).key() != run.key:
-        raise _not_seen(f"{run.root} of this run")
-    try:
-        seen = (*digests_of(run.model, run.options), _brain_digest(run.model, run.options))
-    except (OSError, CheckpointError) as error:
-        raise _not_seen(f"the model {run.model}") from error
-    if seen != (*run.digests, run.brain):
-        raise _not_seen(f"the same model at {run.model}")
-
-
-def _not_seen(what: str) -> ResourceError:
-    return ResourceError(
-        f"the dask worker on {socket.gethostname()} does not see {what}. The workers need the model, the source and "
-        "the output under the same paths as this machine."
-    )
 
 
 def _segment_unless_done(task: _Task) -> tuple[Outcome, CaseRecord]:
@@ -335,7 +227,7 @@ def _segment_unless_done(task: _Task) -> tuple[Outcome, CaseRecord]:
     return "segmented", record
 
 
-def _digest_of_sources(case: CohortCase, run: _Run) -> str:
+def _digest_of_sources(case: CohortCase, run: CohortCall) -> str:
     """A digest of all that a case's segmentation depends on, beside the run's key."""
     if case.files is None:
         stored = _store(case.store, run.call)[case.database]

@@ -21,7 +21,7 @@ from scipy import ndimage
 from multiseg.cli.app import run
 from multiseg.errors import ResourceError
 from multiseg.evaluation import cohort
-from multiseg.evaluation.cohort import _in_place, _Run, digests_of
+from multiseg.evaluation.cohort_call import CohortCall, digests_of, in_place_of
 from multiseg.evaluation.cohort_records import RECORDS, RUN, CohortFolder
 from multiseg.evaluation.prediction_inputs import PredictOptions
 from multiseg.labels import LabelSpace
@@ -383,11 +383,13 @@ def test_a_worker_that_does_not_see_what_the_call_sees_says_so(done: list[str], 
     """Otherwise it would write elsewhere, or another model would answer."""
     out, model = tmp_path / "out", Path(done[1])
     key = CohortFolder(out).key()
-    task = _Run(str(model), PredictOptions(), digests_of(model, PredictOptions()), out, key, None, False, "", "call")
-    with _in_place(task):
+    task = CohortCall(
+        str(model), PredictOptions(), digests_of(model, PredictOptions()), out, key, None, False, "", "call"
+    )
+    with in_place_of(task):
         assert Path.cwd() != tmp_path
     here = replace(task, place=str(tmp_path))
-    with _in_place(here):
+    with in_place_of(here):
         assert Path.cwd() == tmp_path
     assert Path.cwd() != tmp_path
     for unseen, what in (
@@ -397,7 +399,7 @@ def test_a_worker_that_does_not_see_what_the_call_sees_says_so(done: list[str], 
         (replace(here, digests=("another",)), "the same model"),
         (replace(here, model=str(tmp_path / "none.safetensors")), "the model .*none"),
     ):
-        with pytest.raises(ResourceError, match=f"does not see .*{what}"), _in_place(unseen):
+        with pytest.raises(ResourceError, match=f"does not see .*{what}"), in_place_of(unseen):
             pass
 
 
