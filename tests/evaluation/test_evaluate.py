@@ -241,8 +241,8 @@ def test_a_sequence_the_model_never_saw_is_left_out_or_refused(tmp_path: Path) -
     model = Model(Threshold(1.5), replace(info(spacing=3.0), trained_on={"FLAIR": ("x",)}))
     both = {"FLAIR": tmp_path / "a.nii.gz", "T1": tmp_path / "b.nii.gz"}
     assert predict(model, both, tmp_path / "o.nii.gz").left_out == ("T1",)
-    with pytest.raises(ModalityError, match="the model learnt from FLAIR, but was given T1, QSM"):
-        predict(model, {"T1": tmp_path / "b.nii.gz", "QSM": tmp_path / "a.nii.gz"}, tmp_path / "p.nii.gz")
+    with pytest.raises(ModalityError, match="the model learnt from FLAIR, but was given T1, SWI"):
+        predict(model, {"T1": tmp_path / "b.nii.gz", "SWI": tmp_path / "a.nii.gz"}, tmp_path / "p.nii.gz")
     assert not (tmp_path / "p.nii.gz").exists()
 
 
