@@ -140,11 +140,13 @@ def _read(url: str, patch: Index3) -> Found:
 
 
 def _space(store: Store) -> LabelSpace:
-    """All tissues of a store, and its lesions as one label."""
+    """All tissues of a store, and its lesions as one label; not a tissue that is called lesion beside these."""
     from multiseg.labels import LESION, LabelSpace, SpaceLabel
 
     schemas = [schema for database in store.databases.values() for schema in database.schemas.values()]
     structures = [structure for schema in schemas for structure in schema.structures]
-    tissues = dict.fromkeys(SpaceLabel(one.name, one.kind) for one in structures if one.kind == "tissue")
     lesion = [LESION] if any(one.kind == "lesion" for one in structures) else []
+    tissues = dict.fromkeys(SpaceLabel(one.name, one.kind) for one in structures if one.kind == "tissue")
+    for one in lesion:
+        tissues.pop(SpaceLabel(one.name, "tissue"), None)
     return LabelSpace((*lesion, *tissues))

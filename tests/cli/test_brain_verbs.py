@@ -71,5 +71,5 @@ def test_too_few_steps_are_said(
     monkeypatch.setattr("multiseg.training.brain_training.train_brain", lambda *arguments: trained)
     assert run(["train-brain", "brain.zarr", "--into", str(tmp_path / "b.safetensors"), "--steps", "50"]) == 0
     said = capsys.readouterr()
-    assert ("Train it for more steps: --steps 100 --overwrite." in said.err) != is_enough
+    assert ("Train it for more steps: --steps 1200 --overwrite." in said.err) != is_enough
     assert f"Dice {dice:.3f}" in said.out

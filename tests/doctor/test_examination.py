@@ -14,6 +14,7 @@ from multiseg.cli.app import run
 from multiseg.doctor import examination, trials
 from multiseg.doctor.check_record import ERROR, OK, WARNING, Check, Found
 from multiseg.errors import StoreError
+from multiseg.labels import LabelSchema
 
 
 @pytest.fixture
@@ -142,3 +143,13 @@ def test_other_patches_by_a_worker_are_an_error(monkeypatch: pytest.MonkeyPatch)
     found = trials.read_store("brain.zarr")
     assert found.verdict == ERROR
     assert "other patches" in found.found
+
+
+def test_a_tissue_that_is_called_lesion_stands_beside_no_lesions() -> None:
+    def store(*texts: str) -> Any:
+        schemas = {f"annotation {index}": LabelSchema.parse(text, "lesion") for index, text in enumerate(texts)}
+        return SimpleNamespace(databases={"wmh": SimpleNamespace(schemas=schemas)})
+
+    tissues = "1=tissue:GM,2=tissue:lesion"
+    assert trials._space(store("1=lesion", tissues)).names == ("lesion", "GM")
+    assert trials._space(store(tissues)).names == ("GM", "lesion")
