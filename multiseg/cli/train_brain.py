@@ -64,7 +64,8 @@ def train_brain_command(
     if not has_learnt(trained.dice):
         messages().print(
             f"It has not learnt enough (a Dice of {LEARNT[NEWEST_RECIPE]} or more): predict will call its masks "
-            f"doubtful (BRAIN_UNSURE). Train it for more steps: --steps {max(2 * steps, BrainOptions.num_steps)} --overwrite.",
+            "doubtful (BRAIN_UNSURE). Train it for more steps: "
+            f"--steps {max(2 * steps, BrainOptions.num_steps)} --overwrite.",
             soft_wrap=True,
             markup=False,
         )
