@@ -108,7 +108,7 @@ def _print_result(result: CalibrationResult) -> None:
             )
         if fit.num_lower == 0:
             console.print(
-                f"{sequences}: no temperature lowers the calibration error of the validation cases.",
+                f"{sequences}: the calibration error of the validation cases falls in no cell.",
                 soft_wrap=True,
             )
     for num in result.not_fitted:
