@@ -20,7 +20,8 @@ from multiseg.evaluation.decision import decide
 from multiseg.evaluation.inference import padded, part_of, predict_volume, window_corners
 from multiseg.models.losses import consistency_loss, log_probabilities, soft_dice_loss
 from multiseg.models.saved import Model
-from multiseg.models.two_branch import CONSTANTS, Branch, TwoBranch, branch_space, filled
+from multiseg.models.two_branch import CONSTANTS, TwoBranch, filled
+from multiseg.models.two_unets import Branch, branch_space
 from multiseg.types import Index3, Mask
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)

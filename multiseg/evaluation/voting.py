@@ -23,7 +23,7 @@ from multiseg.models.contrasts import histogram, suspect
 from multiseg.models.fused import fuse
 from multiseg.models.learnt_scans import NOT_KNOWN, NOT_LEARNT, TRAIN, VAL, LearntScans, how_learnt
 from multiseg.models.saved import Model, ModelInfo, load_model, model_path
-from multiseg.models.two_branch import TwoBranch
+from multiseg.models.two_unets import Branches
 from multiseg.store.findings import Doubt, Severity
 from multiseg.store.preparation.prepare import PreparedCase
 from multiseg.store.preparation.recipe import Recipe
@@ -266,9 +266,9 @@ def contrast_doubts(voters: Sequence[Model], prepared: PreparedCase) -> tuple[Do
 
 
 def anatomy_sequences(model: Model) -> tuple[str, ...]:
-    """The sequences that the anatomy branch of a two_branch model sees."""
+    """The sequences that the anatomy branch of a model with branches sees."""
     network = model.network
-    return tuple(model.info.axis[n] for n in network.anatomy_channels) if isinstance(network, TwoBranch) else ()
+    return tuple(model.info.axis[n] for n in network.anatomy_channels) if isinstance(network, Branches) else ()
 
 
 def blind_doubts(voters: Voters, shown: Shown) -> tuple[Doubt, ...]:
@@ -276,7 +276,7 @@ def blind_doubts(voters: Voters, shown: Shown) -> tuple[Doubt, ...]:
     doubts = []
     for model in voters.models if voters.branch != "lesion" else ():
         network, present = model.network, shown.on(model.info.axis).present
-        if not isinstance(network, TwoBranch) or present[list(network.anatomy_channels)].any():
+        if not isinstance(network, Branches) or present[list(network.anatomy_channels)].any():
             continue
         names = ", ".join(anatomy_sequences(model))
         text = f"{names} is missing, from which the model segments tissues: do not use its tissues. Give {names}."

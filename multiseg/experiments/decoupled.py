@@ -17,7 +17,7 @@ from multiseg.experiments.comparisons import INTERVAL, Table, by_part, compared_
 from multiseg.experiments.ground import Ground
 from multiseg.experiments.runs import Arm, Exam, Run
 from multiseg.labels import LESION
-from multiseg.models.two_branch import PASTED
+from multiseg.models.two_unets import PASTED
 from multiseg.training.stages import PSEUDO_LABEL
 
 HIMMETOGLU = "Himmetoglu et al. 2025"

@@ -17,7 +17,7 @@ from multiseg.experiments.scales import Scale
 from multiseg.files import check_folder, write_atomically
 from multiseg.labels import LabelSpace
 from multiseg.loaders.graft import check_graftable, has_lesion
-from multiseg.models.two_branch import ANATOMY_SEQUENCES
+from multiseg.models.two_unets import ANATOMY_SEQUENCES
 from multiseg.store.catalogue import select
 from multiseg.store.findings import Severity
 from multiseg.store.ingest.ingest_plan import IngestOptions

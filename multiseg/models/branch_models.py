@@ -5,8 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from multiseg.errors import UsageError
+from multiseg.models.builders import NETWORKS
 from multiseg.models.saved import Model, ModelInfo
-from multiseg.models.two_branch import ANSWERED_BY, Branch, branch_space
+from multiseg.models.two_branch import ANSWERED_BY
+from multiseg.models.two_unets import Branch, Branches, branch_space
+
+
+def has_branches(builder: str) -> bool:
+    """Whether a network has a branch for tissues and one for lesions."""
+    return builder in NETWORKS and issubclass(NETWORKS[builder].module, Branches)
 
 
 def branch_info(info: ModelInfo, branch: str) -> ModelInfo:
@@ -15,9 +22,10 @@ def branch_info(info: ModelInfo, branch: str) -> ModelInfo:
     Raises:
         UsageError: nothing of the model has this name, or it has not learnt yet.
     """
-    if branch and info.builder != "two_branch":
+    if branch and not has_branches(info.builder):
         raise UsageError(
-            f"only a two_branch model has branches, but this is a {info.builder}: leave out --branch {branch}."
+            f"only a two_branch or a two_unets model has branches, but this is a {info.builder}: leave out --branch "
+            f"{branch}."
         )
     if branch not in ANSWERED_BY:
         raise UsageError(f"there is no branch {branch!r}: give one of {', '.join(filter(None, ANSWERED_BY))}.")

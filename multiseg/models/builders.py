@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias, get_type_hints
 
 from torch import nn
@@ -15,7 +15,8 @@ from multiseg.modalities import ModalityAxis
 from multiseg.models.fusion import HemisUnet, LFUNet, MAFUnet
 from multiseg.models.highres3d import HighRes3DHetero
 from multiseg.models.progressive import ProgressiveUnet
-from multiseg.models.two_branch import TwoBranch, numbers_from
+from multiseg.models.two_branch import TwoBranch
+from multiseg.models.two_unets import ANATOMY_SEQUENCES, BRANCHES, TwoUnets, numbers_from
 from multiseg.models.unet import MultiUnet
 from multiseg.models.unet_hetero import UnetHetero
 from multiseg.models.unet_plus import MultiUnetPlus
@@ -38,11 +39,13 @@ class PartRules:
         heads: tensors with the logits along dimension 0.
         own: tensors that belong to the channel whose number the pattern captures.
         sliced: tensors with the channels along a dimension, and this dimension.
+        kinds: tensors of a branch that segments one kind of structures, and this kind.
     """
 
     heads: str
     own: tuple[str, ...] = ()
     sliced: tuple[tuple[str, int], ...] = ()
+    kinds: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Network:
         trained_first: the network whose trained weights it is built on; "" if it can be trained from scratch.
         cost: time of a step on a CPU at scale small, relative to Multi-Unet; only estimates of time use it.
         finds: gives the numbers that follow from the modality axis and the label space of the first training.
+        sees: by kind of structure, the sequences that it segments this kind from, if not from all.
     """
 
     module: type[nn.Module]
@@ -78,6 +82,7 @@ class Network:
     trained_first: str = ""
     cost: float = 1.0
     finds: Callable[[ModalityAxis, LabelSpace], dict[str, Any]] | None = None
+    sees: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __call__(
         self, num_modalities: int, num_logits: int, widths: Sequence[int] | None = None, **numbers: Any
@@ -143,6 +148,22 @@ two_branch = Network(
     uses_every_parameter=False,
     finds=numbers_from,
 )
+two_unets = Network(
+    TwoUnets,
+    PartRules(
+        rf"(?:anatomy|lesion)\.{_LAST_STAGE}",
+        sliced=((r"(?:anatomy|lesion)\.encoder\.0\.first\.conv\.weight", 1),),
+        kinds=tuple((rf"{branch}\..*", kind) for branch, kind in BRANCHES.items()),
+    ),
+    dropout=0.0,
+    norm="instance_affine",
+    cpu_dropout=0.0,
+    cuda_parts=2,
+    is_bounded=True,
+    cost=2.0,
+    finds=numbers_from,
+    sees={"tissue": ANATOMY_SEQUENCES},
+)
 multi_unet_plus = Network(
     MultiUnetPlus,
     PartRules(
@@ -193,6 +214,7 @@ NETWORKS: dict[str, Network] = {
     "lf_unet": lf_unet,
     "maf_unet": maf_unet,
     "hemis": hemis,
+    "two_unets": two_unets,
     "two_branch": two_branch,
     "multi_unet_plus": multi_unet_plus,
     "unet_sum": unet_sum,

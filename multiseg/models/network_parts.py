@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from multiseg.errors import FederationError, UsageError
-from multiseg.labels import BACKGROUND
+from multiseg.labels import BACKGROUND, LabelSpace
 from multiseg.models.builders import NETWORKS, PartRules, build
 from multiseg.models.saved import ModelInfo
 
 SHARED = ""
 """The group of parts that belong to all."""
+OF_LABEL, OF_KIND = "label:", "kind:"
+"""Begin the names of groups of one label, and of one kind of labels."""
 VARIANCE = ".running_var"
 """The suffix of tensors of running variances."""
 
@@ -30,7 +32,7 @@ class Part:
             the background's row of a head, "tensor[background]".
         tensor: its name in the state dict.
         dim, start, length: the slice; None, 0 and 0 for a whole tensor.
-        group: "" (all), a sequence's name, or "label:NAME".
+        group: one of `groups_of`.
         shape: of the part, not of the tensor.
     """
 
@@ -66,23 +68,57 @@ def parts(info: ModelInfo) -> tuple[Part, ...]:
     rules, space = rules_by_name[info.builder], info.space
     with torch.device("meta"):
         state = build(info.builder, len(info.axis), space.num_logits, **info.numbers).state_dict()
-    rows: dict[str, str] = {}
-    if space.num_logits > 1:
-        rows = {BACKGROUND: SHARED} | {f"label:{label}": f"label:{label}" for label in space.names}
     all_parts: list[Part] = []
     for name, tensor in state.items():
         if not tensor.is_floating_point():
             continue
         dim = next((dim for pattern, dim in rules.sliced if re.fullmatch(pattern, name)), None)
+        kind = next((kind for pattern, kind in rules.kinds if re.fullmatch(pattern, name)), "")
         if dim is not None:
-            all_parts += _slices(name, tensor, dim, {modality: modality for modality in info.axis})
-        elif rows and re.fullmatch(rules.heads, name):
-            all_parts += _slices(name, tensor, 0, rows)
+            seen = NETWORKS[info.builder].sees.get(kind, tuple(info.axis))
+            groups = {name: of_sequence(name, kind) if name in seen else _of_kind(kind) for name in info.axis}
+            all_parts += _slices(name, tensor, dim, groups)
+        elif space.num_logits > 1 and re.fullmatch(rules.heads, name):
+            all_parts += _slices(name, tensor, 0, _rows(space, kind))
         else:
             owner = _owner(name, rules, tuple(info.axis))
             label = f"{name}[{owner}]" if owner else name
-            all_parts.append(Part(label, name, None, 0, 0, owner, tuple(tensor.shape)))
+            all_parts.append(Part(label, name, None, 0, 0, owner or _of_kind(kind), tuple(tensor.shape)))
     return tuple(all_parts)
+
+
+def groups_of(modalities: Iterable[str], labels: Collection[str], space: LabelSpace) -> frozenset[str]:
+    """The groups of parts that cases train which have these sequences and are annotated for these labels.
+
+    They are "" (all), "label:NAME", a sequence, and, for a network with a branch for each kind of labels, "kind:KIND"
+    and "kind:KIND/SEQUENCE".
+    """
+    sequences = tuple(modalities)
+    kinds = {label.kind for label in space.labels if label.name in labels}
+    of_sequences = {of_sequence(name, kind) for name in sequences for kind in ("", *kinds)}
+    return frozenset({SHARED, *of_sequences, *(OF_LABEL + name for name in labels), *map(_of_kind, kinds)})
+
+
+def of_sequence(modality: str, kind: str = "") -> str:
+    """The group of a sequence; with a kind, of the branch of this kind."""
+    return f"{OF_KIND}{kind}/{modality}" if kind else modality
+
+
+def sequence_in(group: str) -> str:
+    """The sequence that a group belongs to; "" if it belongs to none."""
+    if group.startswith(OF_KIND):
+        return group.partition("/")[2]
+    return "" if group.startswith(OF_LABEL) else group
+
+
+def _of_kind(kind: str) -> str:
+    return OF_KIND + kind if kind else SHARED
+
+
+def _rows(space: LabelSpace, kind: str) -> dict[str, str]:
+    """The group of each row of a head, by the text in brackets of its name; of one kind's labels if there is a kind."""
+    names = [OF_LABEL + label.name for label in space.labels if kind in ("", label.kind)]
+    return {BACKGROUND: _of_kind(kind)} | {name: name for name in names}
 
 
 def _slices(name: str, tensor: Tensor, dim: int, groups: Mapping[str, str]) -> list[Part]:
@@ -164,19 +200,16 @@ def leaves(part: Part, personal_patterns: Iterable[str], personal_parts: Collect
 
 def trained_parts(
     parts: Iterable[Part],
-    modalities: Collection[str],
-    labels: Collection[str],
+    groups: Collection[str],
     personal_patterns: Iterable[str] = (),
     personal_parts: Collection[str] = (),
 ) -> tuple[Part, ...]:
-    """The parts that a site trains for all: those of all, of its sequences and of its annotated labels.
+    """The parts that a site trains for all.
 
     Args:
-        modalities: sequences of the site's training cases.
-        labels: names of the model's labels that these are annotated for.
+        groups: those that the site's training cases train, see `groups_of`.
         personal_patterns: shell patterns of the names of tensors that stay at the site.
         personal_parts: names of parts that stay at the site.
     """
-    groups = {SHARED, *modalities, *(f"label:{name}" for name in labels)}
     patterns = tuple(personal_patterns)
     return tuple(part for part in parts if part.group in groups and leaves(part, patterns, personal_parts))

@@ -7,7 +7,8 @@ import torch
 
 from multiseg.errors import UsageError
 from multiseg.models.saved import ModelInfo
-from multiseg.models.two_branch import TwoBranch, branch_space
+from multiseg.models.two_branch import TwoBranch
+from multiseg.models.two_unets import branch_space
 from multiseg.store.reader import Case, Store
 from multiseg.types import Index3
 

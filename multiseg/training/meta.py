@@ -21,7 +21,8 @@ from multiseg.loaders.batches import Batch, Donor
 from multiseg.loaders.graft_source import Grafted
 from multiseg.modalities import as_names
 from multiseg.models.losses import consistency_loss, log_probabilities, soft_dice_loss
-from multiseg.models.two_branch import CONSTANTS, Branch, filled
+from multiseg.models.two_branch import CONSTANTS, filled
+from multiseg.models.two_unets import Branch
 from multiseg.training.fit import Stream
 from multiseg.training.objectives import Objective
 

@@ -18,7 +18,7 @@ from multiseg.loaders.mirror import check_sides
 from multiseg.modalities import ModalityAxis, as_names
 from multiseg.models.builders import NETWORKS
 from multiseg.models.saved import ModelInfo
-from multiseg.models.two_branch import ANATOMY_SEQUENCES
+from multiseg.models.two_unets import ANATOMY_SEQUENCES
 from multiseg.own import is_own
 from multiseg.store.catalogue import select
 from multiseg.store.folds import read_fold, take_fold

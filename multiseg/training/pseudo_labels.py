@@ -31,7 +31,8 @@ from multiseg.loaders.augment import AugmentOptions
 from multiseg.loaders.batches import Batch
 from multiseg.loaders.graft_source import Kept
 from multiseg.models.saved import Model, load_model
-from multiseg.models.two_branch import Branch, TwoBranch, branch_space
+from multiseg.models.two_branch import TwoBranch
+from multiseg.models.two_unets import Branch, branch_space
 from multiseg.store.reader import Case, Database, Store
 from multiseg.training.fit import Stream
 from multiseg.types import Index3

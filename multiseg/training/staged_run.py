@@ -15,7 +15,7 @@ from multiseg.files import check_folder, lock_folder, write_atomically
 from multiseg.labels import LabelSpace
 from multiseg.models.brain_network import delete_in
 from multiseg.models.saved import BEST, LAST
-from multiseg.models.two_branch import ANATOMY_SEQUENCES, branch_space
+from multiseg.models.two_unets import ANATOMY_SEQUENCES, branch_space
 from multiseg.store.reader import Case, Store
 from multiseg.training.checkpoint import RESUME
 from multiseg.training.distributed import is_first_process, num_started

@@ -12,7 +12,8 @@ from multiseg.errors import UsageError
 from multiseg.evaluation.adaptation import TRUE_LESION
 from multiseg.labels import LabelSpace
 from multiseg.loaders.batches import Batch
-from multiseg.models.two_branch import ANATOMY_SEQUENCES, PARTS, Branch, TwoBranch, branch_space
+from multiseg.models.two_branch import PARTS, TwoBranch
+from multiseg.models.two_unets import ANATOMY_SEQUENCES, Branch, branch_space
 from multiseg.training.joint_loss import with_anatomy
 from multiseg.training.objectives import Objective
 from multiseg.training.pseudo_labels import check_still

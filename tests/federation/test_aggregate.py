@@ -108,7 +108,7 @@ def test_tensors_as_the_unit_average_like_those_who_know_of_no_parts():
     cases = {"alder": 10.0, "birch": 30.0, "dogwood": 20.0}
     whole, updates = {}, {}
     for site, modalities in had.items():
-        own = trained_parts(found, modalities, ())
+        own = trained_parts(found, {"", *modalities})
         change = {part.name: torch.randn(part.shape, generator=generator) for part in own}
         whole[site] = moved(change, old, found)
         updates[site] = difference(whole[site], old, own)

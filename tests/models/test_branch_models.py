@@ -66,7 +66,9 @@ def test_what_has_not_learnt_does_not_answer() -> None:
     assert repr(info) == repr(replace(info, parts=()))  # calibrations that are kept name it by its text
     with pytest.raises(UsageError, match="no branch 'tissue': give one of anatomy, lesion, pasted"):
         branch_info(info, "tissue")
-    with pytest.raises(UsageError, match="only a two_branch model has branches, but this is a multi_unet"):
+    with pytest.raises(
+        UsageError, match="only a two_branch or a two_unets model has branches, but this is a multi_unet"
+    ):
         branch_info(replace(info, builder="multi_unet"), "anatomy")
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from multiseg.errors import UsageError
 from multiseg.models.blocks import NORMS
 from multiseg.models.builders import NETWORKS, build
-from multiseg.models.two_branch import BRANCHES
+from multiseg.models.two_unets import BRANCHES
 
 WIDTHS = (4, 6, 8)
 SIZE = (8, 8, 12)
@@ -84,6 +84,9 @@ def test_the_flags_stay_as_they_are(name, images):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_head_is_the_last_convolution(name, images):
     network = built(name).eval()
+    if name == "two_unets":
+        assert list(network.head) == [network.anatomy.head, network.lesion.head]
+        return
     assert isinstance(network.head, nn.Conv3d)
     before = network(images, PRESENT)
     with torch.no_grad():

@@ -5,13 +5,14 @@ from multiseg.errors import FederationError, UsageError
 from multiseg.labels import LabelSpace, SpaceLabel
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import NETWORKS, build
-from multiseg.models.network_parts import difference, joined, moved, parts, split, trained_parts
+from multiseg.models.network_parts import difference, groups_of, joined, moved, parts, sequence_in, split, trained_parts
 from multiseg.models.saved import ModelInfo
+from multiseg.models.two_unets import numbers_from
 
 NUMBERS = {"widths": (4, 6, 8), "dropout": 0.0, "norm": "batch"}
 SEQUENCES = ("PD", "FLAIR", "T1", "T2")
 LABELS = ("lesion", "oedema", "core", "shell")
-NAMES = [name for name, network in NETWORKS.items() if network.parts]
+NAMES = [name for name, network in NETWORKS.items() if network.parts and not network.parts.kinds]
 
 
 def info_of(builder, num_sequences=3, num_labels=2):
@@ -191,14 +192,77 @@ def test_a_difference_leads_back():
 
 def test_what_a_site_trains():
     found = parts(info_of("multi_unet"))
-    groups = {part.group for part in trained_parts(found, ("T1", "SWI"), ("oedema",))}
+    groups = {part.group for part in trained_parts(found, {"", "T1", "SWI", "label:oedema"})}
     assert groups == {"", "T1", "label:oedema"}
-    everything = trained_parts(found, SEQUENCES, LABELS)
-    assert everything == found
-    without = trained_parts(found, SEQUENCES, LABELS, ("*norm*", "decoder.1.*"), ("encoder.0.first.conv.weight[T1]",))
+    everything = {"", *SEQUENCES, *(f"label:{name}" for name in LABELS)}
+    assert trained_parts(found, everything) == found
+    without = trained_parts(found, everything, ("*norm*", "decoder.1.*"), ("encoder.0.first.conv.weight[T1]",))
     away = set(found) - set(without)
     assert {part.name for part in away if "norm" not in part.tensor and not part.tensor.startswith("decoder.1.")} == {
         "encoder.0.first.conv.weight[T1]"
     }
     assert any("norm" in part.tensor for part in away)
     assert not any("norm" in part.tensor or part.tensor.startswith("decoder.1.") for part in without)
+
+
+BRANCHED = LabelSpace((SpaceLabel("CSF", "tissue"), SpaceLabel("core", "lesion"), SpaceLabel("white matter", "tissue")))
+
+
+def branched(axis=("FLAIR", "T1")):
+    axis = ModalityAxis(axis)
+    numbers = NUMBERS | {"norm": "instance_affine"} | numbers_from(axis, BRANCHED)
+    return ModelInfo("two_unets", numbers, axis, BRANCHED, (1.0, 1.0, 1.0), (8, 8, 8), {}, {})
+
+
+def test_every_value_of_a_branch_is_of_its_kind():
+    info = branched()
+    found, state = parts(info), {name: torch.zeros(shape) for name, shape in shapes_of(info).items()}
+    for piece in split(state, found).values():
+        piece += 1
+    assert all(bool((tensor == 1).all()) for tensor in state.values())
+    groups = {part.name: part.group for part in found}
+    assert set(groups.values()) == {
+        "kind:tissue",
+        "kind:tissue/T1",  # it does not see FLAIR
+        "kind:lesion",
+        "kind:lesion/FLAIR",
+        "kind:lesion/T1",
+        "label:CSF",
+        "label:core",
+        "label:white matter",
+    }
+    assert groups["anatomy.encoder.0.first.conv.weight[FLAIR]"] == "kind:tissue"
+    assert groups["anatomy.decoder.1.reduce.bias[background]"] == "kind:tissue"
+    assert groups["lesion.decoder.1.reduce.bias[label:core]"] == "label:core"
+    assert "lesion.decoder.1.reduce.bias[label:CSF]" not in groups
+    assert all(group.partition(":")[2].startswith("tissue") for name, group in groups.items() if "anatomy.enc" in name)
+
+
+def test_sites_train_the_branch_of_what_they_annotate():
+    found = parts(branched())
+    tissues = groups_of(("T1",), ("CSF", "white matter"), BRANCHED)
+    lesions = groups_of(("FLAIR",), ("core",), BRANCHED)
+    assert tissues == {"", "T1", "kind:tissue", "kind:tissue/T1", "label:CSF", "label:white matter"}
+    of_tissues, of_lesions = trained_parts(found, tissues), trained_parts(found, lesions)
+    assert {part.tensor.partition(".")[0] for part in of_tissues} == {"anatomy"}
+    assert {part.tensor.partition(".")[0] for part in of_lesions} == {"lesion"}
+    assert set(of_tissues) == {part for part in found if part.tensor.startswith("anatomy.")}
+    left = {part.name for part in found if part.tensor.startswith("lesion.")} - {part.name for part in of_lesions}
+    assert left == {"lesion.encoder.0.first.conv.weight[T1]"}
+
+
+def test_a_sequence_more_is_added_to_the_branches():
+    before, after = branched(("FLAIR", "T1")), branched(("FLAIR", "T1", "SWI"))
+    new = [part for part in parts(after) if part not in parts(before)]
+    assert {part.name: part.group for part in new} == {
+        "anatomy.encoder.0.first.conv.weight[SWI]": "kind:tissue",
+        "lesion.encoder.0.first.conv.weight[SWI]": "kind:lesion/SWI",
+    }
+    assert set(parts(before)) < set(parts(after))
+
+
+@pytest.mark.parametrize(
+    ("group", "sequence"), [("", ""), ("T1", "T1"), ("label:core", ""), ("kind:lesion", ""), ("kind:lesion/T1", "T1")]
+)
+def test_the_sequence_of_a_group(group, sequence):
+    assert sequence_in(group) == sequence

@@ -8,7 +8,7 @@ from multiseg.labels import LabelSpace
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import build
 from multiseg.models.presence import shown
-from multiseg.models.two_branch import Branch, branch_space, numbers_from
+from multiseg.models.two_unets import Branch, branch_space, numbers_from
 
 SPACE = LabelSpace.of(["lesion", "tissue:GM", "tissue:WM"])
 AXIS = ModalityAxis(("FLAIR", "T1", "T2"))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from multiseg.errors import UsageError
 from multiseg.federation.centre.site_roster import Roster, personal_parts
 from multiseg.federation.plan import FederationOptions
-from multiseg.models.network_parts import SHARED, Part, leaves
+from multiseg.models.network_parts import OF_LABEL, Part, leaves, sequence_in
 from multiseg.models.saved import ModelInfo
 
 Learnt = Mapping[str, Sequence[str]]
@@ -41,7 +41,8 @@ def unreadable_sequences(roster: Roster, options: FederationOptions) -> frozense
     """
     alone, personal = personal_parts(roster, options), options.local.personal
     home = {part.group for part in roster.parts if len(part.shape) > 1 and not leaves(part, personal, alone)}
-    return frozenset(roster.info.axis if SHARED in home else home.intersection(roster.info.axis))
+    sequences = {sequence_in(group) for group in home if not group.startswith(OF_LABEL)}
+    return frozenset(roster.info.axis if "" in sequences else sequences)
 
 
 def learnt_with(learnt: Learnt, roster: Roster, sites: Collection[str]) -> Learnt:

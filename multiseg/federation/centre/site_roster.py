@@ -16,7 +16,7 @@ from multiseg.federation.plan import LEAST_MASKED, FederationOptions
 from multiseg.labels import LabelSpace, Structure
 from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import NETWORKS
-from multiseg.models.network_parts import SHARED, Part, parts, trained_parts
+from multiseg.models.network_parts import OF_KIND, OF_LABEL, SHARED, Part, groups_of, parts, trained_parts
 from multiseg.models.saved import ModelInfo
 from multiseg.store.structures import check_named, check_rest
 from multiseg.training.run_folder import numbers_of
@@ -95,11 +95,7 @@ class Roster:
     @cached_property
     def holders(self) -> dict[str, tuple[str, ...]]:
         """The sites that train each group of parts, in the roster's order."""
-        space = self.info.space
-        have = {
-            name: {SHARED, *modalities_of(info, space), *(f"label:{label}" for label in labels_of(info, space))}
-            for name, info in self.sites.items()
-        }
+        have = {name: groups_at(info, self.info.space) for name, info in self.sites.items()}
         return {
             group: tuple(name for name, groups in have.items() if group in groups)
             for group in dict.fromkeys(part.group for part in self.parts)
@@ -163,7 +159,7 @@ def joint(infos: Mapping[str, SiteInfo], options: FederationOptions, before: Mod
     now = {name: tuple(d for d, about in databases.items() if name in about["modalities"]) for name in axis}
     return ModelInfo(
         builder=options.model.builder,
-        numbers=numbers_of(options.model),
+        numbers={**numbers_of(options.model), **_found(options.model.builder, before.axis if before else axis, space)},
         axis=axis,
         space=space,
         spacing_mm=_spacing(infos, options, before),
@@ -171,6 +167,15 @@ def joint(infos: Mapping[str, SiteInfo], options: FederationOptions, before: Mod
         trained_on={name: tuple(dict.fromkeys((*known[name], *now[name]))) for name in axis},
         databases={**known_databases, **{name: _on_record(about) for name, about in databases.items()}},
     )
+
+
+def _found(builder: str, axis: ModalityAxis, space: LabelSpace) -> dict[str, Any]:
+    """The numbers of a network that follow from its sequences and labels."""
+    finds = NETWORKS[builder].finds if builder in NETWORKS else None
+    try:
+        return finds(axis, space) if finds else {}
+    except UsageError as error:
+        raise FederationError(str(error)) from error
 
 
 def _check_labels(databases: Mapping[str, Mapping[str, Any]], space: LabelSpace) -> None:
@@ -199,19 +204,19 @@ def modalities_of(info: SiteInfo, space: LabelSpace) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for about in _learnt(info, space).values() for name in about["modalities"]))
 
 
-def labels_of(info: SiteInfo, space: LabelSpace) -> tuple[str, ...]:
-    """The labels of the space that are annotated at a site, in the space's order."""
-    annotated = {label for about in _learnt(info, space).values() for label in _annotated(about, space)}
-    return tuple(name for name in space.names if name in annotated)
-
-
 def num_cases(info: SiteInfo, space: LabelSpace, group: str = SHARED) -> int:
     """The number of a site's training cases, of all its databases or of those that train a group of parts."""
     return sum(
         int(about["num_cases"]["train"])
         for about in _learnt(info, space).values()
-        if group in (SHARED, *about["modalities"], *(f"label:{name}" for name in _annotated(about, space)))
+        if group in groups_of(about["modalities"], _annotated(about, space), space)
     )
+
+
+def groups_at(info: SiteInfo, space: LabelSpace) -> frozenset[str]:
+    """The groups of parts that a site's training data train."""
+    databases = _learnt(info, space).values()
+    return frozenset().union(*(groups_of(about["modalities"], _annotated(about, space), space) for about in databases))
 
 
 def has_validation(info: SiteInfo, space: LabelSpace) -> bool:
@@ -221,11 +226,9 @@ def has_validation(info: SiteInfo, space: LabelSpace) -> bool:
 
 def trains(site: str, roster: Roster, options: FederationOptions) -> tuple[Part, ...]:
     """The parts that a site sends in every round."""
-    info, space = roster.sites[site], roster.info.space
     return trained_parts(
         roster.parts,
-        modalities_of(info, space),
-        labels_of(info, space),
+        groups_at(roster.sites[site], roster.info.space),
         options.local.personal,
         personal_parts(roster, options),
     )
@@ -242,7 +245,7 @@ def warnings(roster: Roster, options: FederationOptions) -> list[str]:
     """What the sites should know before they start: parts that only one site trains, and a site that dominates."""
     notes = []
     for group, names in roster.holders.items():
-        what = f"label {group.removeprefix('label:')}" if group.startswith("label:") else group
+        what = _in_words(group)
         if options.privacy.masked and len(names) < LEAST_MASKED:
             notes.append(
                 f"{what}: {', '.join(names) or 'nobody'} has it, too few to hide in a sum of {LEAST_MASKED}, so each "
@@ -261,6 +264,16 @@ def warnings(roster: Roster, options: FederationOptions) -> list[str]:
                 'it whether that is right, or set aggregate.weights = "equal".'
             )
     return notes
+
+
+def _in_words(group: str) -> str:
+    """A group of parts, for a person."""
+    if group.startswith(OF_LABEL):
+        return f"label {group.removeprefix(OF_LABEL)}"
+    if not group.startswith(OF_KIND):
+        return group
+    kind, _, sequence = group.removeprefix(OF_KIND).partition("/")
+    return f"{sequence} in the branch of {kind}s" if sequence else f"the branch of {kind}s"
 
 
 def _learnt(info: SiteInfo, space: LabelSpace) -> dict[str, Mapping[str, Any]]:
@@ -300,6 +313,7 @@ def _check(infos: Mapping[str, SiteInfo], options: FederationOptions, before: Mo
                 "--spacing"
             )
         reasons += _unusable(infos[site], space, known, trains=site in options.sites)
+        reasons += _unseen(infos[site], space, options) if site in options.sites else []
         if options.privacy.masked and site in options.sites and not infos[site].public_key:
             reasons.append("it has no key for masks")
         misfits += [f"{site}: {'; '.join(reasons)}"] if reasons else []
@@ -337,6 +351,19 @@ def _unusable(info: SiteInfo, space: LabelSpace, known: set[str], trains: bool) 
     if not trains and known and known.isdisjoint(name for about in fitting for name in about["modalities"]):
         reasons.append(f"none of its sequences is among {', '.join(sorted(known))}, which the others have")
     return reasons
+
+
+def _unseen(info: SiteInfo, space: LabelSpace, options: FederationOptions) -> list[str]:
+    """Databases that a branch of the network would learn from without seeing anything of them."""
+    sees = NETWORKS[options.model.builder].sees if options.model.builder in NETWORKS else {}
+    return [
+        f"{name} is annotated for {kind}s, but has no {' or '.join(sequences)}, which the {options.model.builder} "
+        f'segments {kind}s from: hide them in its site.toml (hide = ["{name}/ANNOTATION"])'
+        for kind, sequences in sees.items()
+        for name, about in _learnt(info, space).items()
+        if kind in {label.kind for label in space.labels if label.name in _annotated(about, space)}
+        and set(sequences).isdisjoint(about["modalities"])
+    ]
 
 
 def _check_room(

@@ -14,7 +14,7 @@ from multiseg.labels import LabelSpace, Structure
 from multiseg.loaders.batches import StreamOptions
 from multiseg.loaders.draw import chosen
 from multiseg.modalities import ModalityAxis
-from multiseg.models.network_parts import Part, trained_parts
+from multiseg.models.network_parts import Part, groups_of, trained_parts
 from multiseg.store.reader import Case, Store
 
 Item = TypeVar("Item", bound=Hashable)
@@ -97,10 +97,13 @@ def _frequent(occurrences: Iterable[tuple[str, Item]], least: int) -> set[Item]:
 
 def trained_by(order: Order, cases: Sequence[Case], store: Store, least: int) -> tuple[Part, ...]:
     """The shared parts of the network that these cases train."""
+    space, groups = order.info.space, set[str]()
+    for name in dict.fromkeys(case.database for case in cases):
+        own = [case for case in cases if case.database == name]
+        groups |= groups_of(sequences_of(own, least), _labels_of(own, store, space, least), space)
     return trained_parts(
         order.parts,
-        sequences_of(cases, least),
-        _labels_of(cases, store, order.info.space, least),
+        groups,
         order.options.local.personal,
         order.personal_parts,
     )

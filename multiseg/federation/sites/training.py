@@ -22,7 +22,7 @@ from multiseg.federation.sites.personal import PersonalState, on_cpu
 from multiseg.federation.sites.site import Order, Site, databases_of, labelled
 from multiseg.loaders.batches import Batch, PatchStream
 from multiseg.models.devices import resolve_device
-from multiseg.models.network_parts import Part, difference, joined, split, trained_parts
+from multiseg.models.network_parts import Part, difference, groups_of, joined, leaves, split
 from multiseg.models.saved import ModelInfo
 from multiseg.store.catalogue import SPLITS
 from multiseg.store.reader import Case, Store
@@ -92,7 +92,7 @@ def train_round(
         scores = evaluate_model(network, order, store, site, cases, request, hooks.should_stop)
         evaluated = time.monotonic()
         stream, databases = drawing(order, store, site, drawn)
-        counted = Counted(PatchStream(store, info.axis, info.space, stream, "train", databases), info)
+        counted = Counted(PatchStream(store, info.axis, info.space, stream, "train", databases), info, order.parts)
         learnt = learning.learn(network, counted, options, order.steps_done, _counting(counted, options, hooks), own)
         ended = time.monotonic()
     least = site.leaves.least
@@ -168,9 +168,7 @@ def _without_lesion_share(order: Order, site: Site) -> Order:
 
 
 def _is_personal(part: Part, order: Order) -> bool:
-    return not trained_parts(
-        [part], [part.group], [part.group.removeprefix("label:")], order.options.local.personal, order.personal_parts
-    )
+    return not leaves(part, order.options.local.personal, order.personal_parts)
 
 
 def _labelled_anywhere(store: Store, site: Site, info: ModelInfo, split: str) -> bool:
@@ -189,7 +187,7 @@ def _own(network: nn.Module, order: Order, learnt: learning.Learnt) -> PersonalS
 
 
 class Counted:
-    """A stream that counts its patches: all under "", by sequence those that show it, by label those annotated for it.
+    """A stream that counts its patches by the groups of parts that they train (`models.network_parts.groups_of`).
 
     Attributes:
         patches: by group.
@@ -197,10 +195,9 @@ class Counted:
             or gradient that is not finite learns from none.
     """
 
-    def __init__(self, stream: Stream, info: ModelInfo) -> None:
+    def __init__(self, stream: Stream, info: ModelInfo, parts: Sequence[Part]) -> None:
         self.stream, self.info = stream, info
-        labels = [f"label:{name}" for name in info.space.names] if info.space.num_logits > 1 else []
-        self.patches = dict.fromkeys(["", *info.axis, *labels], 0)
+        self.patches = dict.fromkeys((part.group for part in parts), 0)
         self.cases: dict[str, Counter[tuple[str, str]]] = {group: Counter() for group in self.patches}
         self._given: deque[Groups] = deque()
 
@@ -226,13 +223,15 @@ class Counted:
 
     def _groups(self, batch: Batch) -> Groups:
         cases: list[tuple[str, str]] = list(zip(batch.database, batch.case, strict=True))
-        groups = {"": cases}
-        for index, name in enumerate(self.info.axis):
-            groups[name] = list(compress(cases, batch.present[:, index].tolist()))
-        for index, name in enumerate(self.info.space.names):
-            if f"label:{name}" in self.patches:
-                groups[f"label:{name}"] = list(compress(cases, batch.annotated[:, index].tolist()))
-        return groups
+        axis, space = self.info.axis, self.info.space
+        trained = [
+            groups_of(compress(axis, present), tuple(compress(space.names, annotated)), space)
+            for present, annotated in zip(batch.present.tolist(), batch.annotated.tolist(), strict=True)
+        ]
+        return {
+            group: [case for case, groups in zip(cases, trained, strict=True) if group in groups]
+            for group in self.patches
+        }
 
 
 def check_shown(counted: Counted, least: int) -> None:

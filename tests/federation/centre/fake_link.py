@@ -14,7 +14,7 @@ from multiseg.federation.centre.exchange import Failure, Presence
 from multiseg.federation.messages import DESCRIBE, PROTOCOL, ROUND, Answer, SiteTask, answer_from_bytes, to_bytes
 from multiseg.federation.plan import FederationOptions, LocalOptions, ScheduleOptions
 from multiseg.federation.privacy import to_payload
-from multiseg.models.network_parts import Part, parts, trained_parts
+from multiseg.models.network_parts import Part, groups_of, parts, trained_parts
 from multiseg.models.saved import ModelInfo
 from multiseg.training.fit import FitOptions
 from multiseg.training.run_folder import ModelOptions
@@ -97,7 +97,8 @@ class FakeSite:
         personal = task.body.get("options", {}).get("local", {}).get("personal", ())
         of_every_round = {"step": 0, "metrics": {}, "trained_on": {}}
         all_parts = parts_of(json.dumps(task.body["info"] | of_every_round, sort_keys=True))
-        mine = trained_parts(all_parts, self.modalities, [name for name, _ in self.labels], personal)
+        groups = groups_of(self.modalities, [name for name, _ in self.labels], info.space)
+        mine = trained_parts(all_parts, groups, personal)
         body = {
             "num_cases": self.num_cases,
             "exposure": dict.fromkeys(("", *self.modalities), self.exposure),

@@ -12,9 +12,9 @@ from multiseg.federation.centre.site_roster import (
     Roster,
     SiteInfo,
     enrolled,
+    groups_at,
     has_validation,
     joint,
-    labels_of,
     num_cases,
     personal_parts,
     site_info,
@@ -22,7 +22,7 @@ from multiseg.federation.centre.site_roster import (
     warnings,
 )
 from multiseg.federation.messages import DESCRIBE, Answer, SiteTask
-from multiseg.federation.plan import LocalOptions, PrivacyOptions
+from multiseg.federation.plan import FederationOptions, LocalOptions, PrivacyOptions
 from multiseg.labels import LabelSpace
 from multiseg.models.network_parts import parts
 from multiseg.training.run_folder import ModelOptions
@@ -143,11 +143,60 @@ def test_what_a_site_trains() -> None:
     said = replace(options("ash", "elm"), labels=("oedema", "core", "tissue:CSF"))
     roster = enrolled(told(replace(ASH, labels=TUMOUR), replace(ELM, labels=(("CSF", "tissue"),))), said)
     space = roster.info.space
-    assert labels_of(roster.sites["ash"], space) == ("oedema", "core")
+    assert groups_at(roster.sites["ash"], space) >= {"label:oedema", "label:core", "kind:lesion"}
+    assert "label:CSF" not in groups_at(roster.sites["ash"], space)
     assert num_cases(roster.sites["ash"], space, "label:CSF") == 0
     assert num_cases(roster.sites["elm"], space, "PD") == 10
     groups = {part.group for part in trains("elm", roster, said)}
     assert groups == {"", "PD", "FLAIR", "label:CSF"}
+
+
+def branched(*sites: FakeSite) -> Roster:
+    return enrolled(told(*sites), branched_options(*(site.name for site in sites)))
+
+
+def branched_options(*names: str) -> FederationOptions:
+    said = replace(options(*names), labels=("tissue:CSF", "lesion"))
+    return replace(said, model=ModelOptions(builder="two_unets", widths=(4, 8)))
+
+
+YEW = FakeSite("yew", ("T1", "T2"), labels=(("CSF", "tissue"),))
+
+
+def test_a_site_trains_the_branch_of_what_it_annotates() -> None:
+    roster, said = branched(ASH, YEW), branched_options("ash", "yew")
+    assert roster.info.numbers["anatomy_channels"] == [1]
+    assert roster.info.numbers["lesion_logits"] == [2]
+    of_tissues, of_lesions = (
+        {part.tensor.split(".")[0] for part in trains(name, roster, said)} for name in ("yew", "ash")
+    )
+    assert (of_tissues, of_lesions) == ({"anatomy"}, {"lesion"})
+    assert num_cases(roster.sites["ash"], roster.info.space, "kind:lesion/FLAIR") == 10
+    assert num_cases(roster.sites["yew"], roster.info.space, "kind:lesion/T2") == 0
+    assert {text.partition(":")[0] for text in warnings(roster, said)} == {
+        "the branch of tissues",
+        "T1 in the branch of tissues",
+        "label CSF",
+        "the branch of lesions",
+        "FLAIR in the branch of lesions",
+        "T1 in the branch of lesions",
+        "label lesion",
+    }
+
+
+def test_a_resumed_run_keeps_the_channels_of_its_branches() -> None:
+    before = branched(ASH, YEW).info
+    newer = joint(told(ASH, replace(YEW, modalities=("T1", "SWI"))), branched_options("ash", "yew"), before)
+    assert tuple(newer.axis) == ("FLAIR", "T1", "T2", "SWI")
+    assert newer.numbers == before.numbers
+
+
+def test_a_branch_needs_its_sequence() -> None:
+    with pytest.raises(FederationError, match=r"yew is annotated for tissues, but has no T1, .* hide them in its site"):
+        branched(ASH, replace(YEW, modalities=("T2",)))
+    only_lesions = replace(branched_options("ash", "elm"), labels=("lesion",))
+    with pytest.raises(FederationError, match="there is no tissue among the labels lesion"):
+        enrolled(told(ASH, ELM), only_lesions)
 
 
 def test_a_label_that_no_site_has_is_refused() -> None:

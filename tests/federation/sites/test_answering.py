@@ -52,7 +52,7 @@ def test_a_site_describes_what_a_roster_is_made_of(infos, info):
 def test_a_round_sends_exactly_the_parts_that_the_site_trains(first, info):
     sent = first["dogwood"]
     assert not sent.error
-    expected = trained_parts(parts(info), {"T1", "FLAIR"}, {"lesion"})
+    expected = trained_parts(parts(info), {"", "T1", "FLAIR", "label:lesion"})
     assert sent.tensors.keys() == {part.name for part in expected}
     assert "encoder.0.first.conv.weight[T1]" in sent.tensors
     assert not any("T1c" in name or "PD" in name for name in sent.tensors)

@@ -114,7 +114,7 @@ def test_fedprox_pulls_towards_what_was_received(batches):
 
 
 def test_patches_are_counted_as_they_are_shown(batches):
-    counted = Counted(Given(batches), INFO)
+    counted = Counted(Given(batches), INFO, parts(INFO))
     given = list(counted.batches(0, 3))
     assert counted.patches[""] == 6
     assert counted.patches["T1"] == sum(int(batch.present[:, 1].sum()) for batch in given)
