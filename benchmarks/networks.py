@@ -31,7 +31,8 @@ class Figures:
 def figures(name: str, num_modalities: int, edge: int, present: Tensor | None = None) -> Figures:
     """Of the network at its published size, one logit, all sequences present unless `present` [modality] says less."""
     with torch.device("meta"):
-        network = build(name, num_modalities, 1)
+        # A branch of lesions has a logit of background, too.
+        network = build(name, num_modalities, 2 if name == "two_unets" else 1)
     images = torch.empty(1, num_modalities, edge, edge, edge, device="meta")
     # On the CPU, since which sequences are there decides what is computed, and that must be known.
     flags = torch.ones(num_modalities, dtype=torch.bool) if present is None else present

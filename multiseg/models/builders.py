@@ -247,6 +247,12 @@ def build(builder: str | Builder, num_modalities: int, num_logits: int, **number
     return network
 
 
+def found_numbers(builder: str, axis: ModalityAxis, space: LabelSpace) -> dict[str, Any]:
+    """The numbers of a network that follow from its sequences and labels; raises UsageError if these do not fit it."""
+    finds = NETWORKS[builder].finds if builder in NETWORKS else None
+    return finds(axis, space) if finds else {}
+
+
 def own_builder(name: str) -> Builder:
     """The network class, or the function that makes one, of `module:name`.
 

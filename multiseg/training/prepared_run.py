@@ -16,7 +16,7 @@ from multiseg.loaders.graft import has_lesion
 from multiseg.loaders.graft_source import Grafts
 from multiseg.loaders.mirror import check_sides
 from multiseg.modalities import ModalityAxis, as_names
-from multiseg.models.builders import NETWORKS
+from multiseg.models.builders import NETWORKS, found_numbers
 from multiseg.models.saved import ModelInfo
 from multiseg.models.two_unets import ANATOMY_SEQUENCES
 from multiseg.own import is_own
@@ -249,8 +249,7 @@ def _with_found(info: ModelInfo) -> ModelInfo:
         return info
     if record.trained_first:
         raise UsageError(f"a {info.builder} network is built on a trained one: multiseg finetune --progressive.")
-    found = record.finds(info.axis, info.space) if record.finds else {}
-    return replace(info, numbers={**info.numbers, **found})
+    return replace(info, numbers={**info.numbers, **found_numbers(info.builder, info.axis, info.space)})
 
 
 def _grafts(options: TrainOptions, store: Store, axis: ModalityAxis) -> Grafts:

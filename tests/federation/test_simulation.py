@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from multiseg.errors import FederationError, StoreError, UsageError
 from multiseg.federation.centre.earlier import go_back
 from multiseg.federation.centre.experiment_folder import read_history
+from multiseg.federation.centre.handshake import fresh
 from multiseg.federation.centre.run_events import Event, Finished, RoundDone
 from multiseg.federation.centre.run_report import cross_table, page, summary
 from multiseg.federation.plan import FederationOptions, LocalOptions, PrivacyOptions, ScheduleOptions
@@ -283,6 +284,34 @@ def test_a_site_hides_what_it_has(site_stores: dict[str, str], tmp_path: Path) -
         hiding(alder=("alder/tisue",))
     with pytest.raises(FederationError, match="alder: it has no annotation of lesion"):
         hiding(alder=("alder/lesion",))
+
+
+@pytest.mark.slow
+def test_a_branch_is_that_of_the_site_that_annotates_what_it_segments(
+    site_stores: dict[str, str], tmp_path: Path
+) -> None:
+    options = replace(
+        ONE,
+        sites=("alder", "dogwood"),
+        labels=("tissue:CSF", "tissue:grey matter", "tissue:white matter", "lesion"),
+        model=ModelOptions(builder="two_unets", widths=(4, 8)),
+    )
+    machine = replace(CPU, hide={"alder": ("alder/lesion",)})
+    stores = {name: site_stores[name] for name in options.sites}
+    assert simulate(options, stores, tmp_path, machine=machine).finished
+    info = read_info(tmp_path / "last.safetensors")
+    assert (info.numbers["anatomy_channels"], info.numbers["lesion_logits"]) == ([2], [4])
+    (entry,) = read_history(tmp_path)["history"]
+    heard = {part.name for part in parts(info)} - {
+        f"lesion.encoder.0.first.conv.weight[{name}]"
+        for name in ("PD", "T2")  # dogwood has neither
+    }
+    assert set(entry["single"]) == heard
+    weights, start = load_weights(tmp_path / "last.safetensors"), fresh(info, options.seed)
+    moved = {name for name in weights if not torch.equal(weights[name], start[name])}
+    assert {"anatomy.encoder.0.first.conv.weight", "lesion.encoder.0.first.conv.weight"} <= moved
+    first = "lesion.encoder.0.first.conv.weight"
+    assert torch.equal(weights[first][:, [0, 3]], start[first][:, [0, 3]])
 
 
 def test_every_site_needs_a_store(site_stores: dict[str, str], tmp_path: Path) -> None:

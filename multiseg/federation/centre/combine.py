@@ -88,7 +88,7 @@ def combined(
         sent = {site: answer.tensors for site, answer in answers.items()}
         mean = unmasked(sent, masked_weights(state, options), members(state, options))
     else:
-        groups = tuple(dict.fromkeys(part.group for part in parts))
+        groups = tuple(dict.fromkeys((SHARED, *(part.group for part in parts))))
         weights = {
             site: {group: weight_of(site, state, group, answer, options) for group in groups}
             for site, answer in answers.items()

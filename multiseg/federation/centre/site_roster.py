@@ -15,7 +15,7 @@ from multiseg.federation.messages import PROTOCOL, Answer
 from multiseg.federation.plan import LEAST_MASKED, FederationOptions
 from multiseg.labels import LabelSpace, Structure
 from multiseg.modalities import ModalityAxis
-from multiseg.models.builders import NETWORKS
+from multiseg.models.builders import NETWORKS, found_numbers
 from multiseg.models.network_parts import OF_KIND, OF_LABEL, SHARED, Part, groups_of, parts, trained_parts
 from multiseg.models.saved import ModelInfo
 from multiseg.store.structures import check_named, check_rest
@@ -159,7 +159,7 @@ def joint(infos: Mapping[str, SiteInfo], options: FederationOptions, before: Mod
     now = {name: tuple(d for d, about in databases.items() if name in about["modalities"]) for name in axis}
     return ModelInfo(
         builder=options.model.builder,
-        numbers={**numbers_of(options.model), **_found(options.model.builder, before.axis if before else axis, space)},
+        numbers={**numbers_of(options.model), **_found(options.model.builder, axis, space)},
         axis=axis,
         space=space,
         spacing_mm=_spacing(infos, options, before),
@@ -170,10 +170,8 @@ def joint(infos: Mapping[str, SiteInfo], options: FederationOptions, before: Mod
 
 
 def _found(builder: str, axis: ModalityAxis, space: LabelSpace) -> dict[str, Any]:
-    """The numbers of a network that follow from its sequences and labels."""
-    finds = NETWORKS[builder].finds if builder in NETWORKS else None
     try:
-        return finds(axis, space) if finds else {}
+        return found_numbers(builder, axis, space)
     except UsageError as error:
         raise FederationError(str(error)) from error
 

@@ -15,6 +15,7 @@ from multiseg.federation.sites.drawing import drawn_in_round, trained_by
 from multiseg.federation.sites.policy import Leaves, check_tensors, fits
 from multiseg.federation.sites.site import Order, Site
 from multiseg.labels import LabelSpace
+from multiseg.models.builders import found_numbers
 from multiseg.models.saved import ModelInfo
 from multiseg.store.reader import Store
 from multiseg.training.run_folder import numbers_of
@@ -41,8 +42,10 @@ def order_of(task: SiteTask) -> Order:
 def _check_same(info: ModelInfo, options: FederationOptions) -> None:
     """Raises FederationError if the model differs from the run's settings, which the site has agreed to."""
     space = LabelSpace.of(options.labels, options.rest)
+    builder = options.model.builder
+    numbers = {**numbers_of(options.model), **found_numbers(builder, info.axis, space)}
     for name, value, expected in (
-        ("network", (info.builder, _plain(info.numbers)), (options.model.builder, _plain(numbers_of(options.model)))),
+        ("network", (info.builder, _plain(info.numbers)), (builder, _plain(numbers))),
         ("labels", (info.space.labels, info.space.rest), (space.labels, space.rest)),
         ("patch", tuple(info.patch), tuple(options.stream.draw.patch)),
     ):

@@ -22,7 +22,7 @@ from multiseg.federation.sites.personal import PersonalState, on_cpu
 from multiseg.federation.sites.site import Order, Site, databases_of, labelled
 from multiseg.loaders.batches import Batch, PatchStream
 from multiseg.models.devices import resolve_device
-from multiseg.models.network_parts import Part, difference, groups_of, joined, leaves, split
+from multiseg.models.network_parts import SHARED, Part, difference, groups_of, joined, leaves, split
 from multiseg.models.saved import ModelInfo
 from multiseg.store.catalogue import SPLITS
 from multiseg.store.reader import Case, Store
@@ -197,7 +197,7 @@ class Counted:
 
     def __init__(self, stream: Stream, info: ModelInfo, parts: Sequence[Part]) -> None:
         self.stream, self.info = stream, info
-        self.patches = dict.fromkeys((part.group for part in parts), 0)
+        self.patches = dict.fromkeys((SHARED, *(part.group for part in parts)), 0)
         self.cases: dict[str, Counter[tuple[str, str]]] = {group: Counter() for group in self.patches}
         self._given: deque[Groups] = deque()
 
