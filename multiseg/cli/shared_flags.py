@@ -48,8 +48,9 @@ AnsweringBranch = Annotated[
     str,
     typer.Option(
         "--branch",
-        help="What of a two_branch or two_unets model answers: anatomy (tissues, also under lesions), lesion, or pasted "
-        "(lesions of one branch over tissues of the other). Default: the fusion of two_branch, pasted of two_unets.",
+        help="What of a two_branch or two_unets model answers: anatomy (tissues, also under lesions), lesion, or "
+        "pasted (lesions of one branch over tissues of the other). Default: the fusion of two_branch, pasted of "
+        "two_unets.",
     ),
 ]
 
