@@ -93,12 +93,14 @@ def train_round(
         evaluated = time.monotonic()
         stream, databases = drawing(order, store, site, drawn)
         counted = Counted(PatchStream(store, info.axis, info.space, stream, "train", databases), info, order.parts)
+        sent = trained_by(order, drawn, store, site.leaves.least)
+        _freeze(network, order, sent)
         learnt = learning.learn(network, counted, options, order.steps_done, _counting(counted, options, hooks), own)
         ended = time.monotonic()
     least = site.leaves.least
     check_shown(counted, least)
     shown = {group for group in counted.patches if counted.is_shown(group, least)}
-    update = difference(on_cpu(network.state_dict()), received, trained_by(order, drawn, store, least))
+    update = difference(on_cpu(network.state_dict()), received, sent)
     groups = {part.name: part.group for part in order.parts}
     return Trained(
         update={name: t if groups[name] in {*shown, ""} else torch.zeros_like(t) for name, t in update.items()},
@@ -111,6 +113,14 @@ def train_round(
         seconds={"evaluate": evaluated - began, "train": ended - evaluated},
         events=(*events, *notes, *why_none(scores, least)),
     )
+
+
+def _freeze(network: nn.Module, order: Order, sent: Sequence[Part]) -> None:
+    """Freeze the parameters of which the site neither sends nor keeps anything, such as the branch of lesions at a site
+    of tissues: learning there would only disturb the rest."""
+    learning_tensors = {part.tensor for part in (*sent, *(part for part in order.parts if _is_personal(part, order)))}
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name in learning_tensors)
 
 
 def _counting(counted: Counted, options: FederationOptions, hooks: Hooks) -> Hooks:

@@ -17,12 +17,15 @@ from multiseg.federation.sites.personal import PersonalState
 from multiseg.federation.sites.policy import Leaves
 from multiseg.federation.sites.site import Order, Site, private_key
 from multiseg.federation.sites.training import own_network, train_round
+from multiseg.labels import LabelSpace
 from multiseg.models.network_parts import parts
+from multiseg.models.two_unets import numbers_from
 from multiseg.store.ingest.ingest_plan import IngestOptions
 from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.reader import open_store
 from multiseg.store.sources.manifest import find_manifest
 from multiseg.training.fit import Hooks
+from multiseg.training.run_folder import ModelOptions
 from multiseg.training.validate import validate, validation_cases
 
 CPU = torch.device("cpu")
@@ -111,6 +114,28 @@ def test_a_received_model_is_evaluated_as_in_training(store, site, info):
     }
     with pytest.raises(StoppedError):
         evaluate_model(network, order_of(info), store, site, cases, EvaluationRequest(), lambda: True)
+
+
+@pytest.mark.slow
+def test_a_site_trains_no_branch_of_what_it_does_not_annotate(store, site, info):
+    options = replace(
+        with_local(keep_optimiser=True),
+        labels=("tissue:CSF", "lesion"),
+        model=ModelOptions("two_unets", (6, 8)),
+        schedule=replace(OPTIONS.schedule, validation_cases=0),
+    )
+    space = LabelSpace.of(options.labels)
+    numbers = {"widths": (6, 8), "norm": "instance", **numbers_from(info.axis, space)}
+    branched = replace(info, builder="two_unets", numbers=numbers, space=space)
+    trained = train_round(store, site, order_of(branched, options))  # dogwood has lesions alone
+    assert {name.partition(".")[0] for name in trained.update} == {"lesion"}
+    assert {name.partition(".")[0] for name in trained.own.moments} == {"lesion"}
+    groups = {part.name: part.group for part in parts(branched)}
+    assert trained.exposure["kind:tissue"] == 0
+    assert trained.exposure["kind:lesion/FLAIR"] > 0
+    assert {groups[name] for name, change in trained.update.items() if change.any()} == {
+        "kind:lesion", "kind:lesion/FLAIR", "kind:lesion/T1", "label:lesion",
+    }  # fmt: skip
 
 
 @pytest.mark.slow
