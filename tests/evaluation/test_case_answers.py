@@ -129,10 +129,10 @@ def test_an_ensemble_has_learnt_from_all_and_uses_what_all_know() -> None:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three run folders of fresh networks."""
+    """Three run folders of fresh networks, whose windows are large, so that few cover a case."""
     folder = tmp_path_factory.mktemp("models")
     for seed in range(3):
-        model = model_of(seed)
+        model = model_of(seed, patch=(16, 16, 16))
         save_model(folder / f"{seed}" / "model.safetensors", model.network, model.info, model.learnt)
     return [folder / f"{seed}" for seed in range(3)]
 
@@ -140,7 +140,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.mark.slow  # reads and writes images, and imports what that needs
 def test_one_patient_gets_the_mean_or_the_vote(models: list[Path], tmp_path: Path) -> None:
     scan = tmp_path / "FLAIR.nii.gz"
-    write_nifti(scan, np.random.default_rng(1).uniform(1, 2, (12, 9, 10)).astype(np.float32), np.diag([5, 5, 5, 1.0]))
+    write_nifti(scan, np.random.default_rng(1).uniform(1, 2, (20, 9, 10)).astype(np.float32), np.diag([5, 5, 5, 1.0]))
     first, *others = models
     alone = [predict(one, {"FLAIR": scan}, tmp_path / f"{one.name}.nii.gz").answer for one in models]
     options = PredictOptions(others=tuple(others), together="mean")
