@@ -2,14 +2,13 @@
 
 import json
 import re
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
-import jupytext
-import nbformat
 import numpy as np
 import pytest
-from nbclient import NotebookClient
+from commands import Command
 
 from multiseg.models.saved import read_info
 from multiseg.store.reader import open_store
@@ -27,11 +26,12 @@ def no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def value_after(notebook: str, expression: str, folder: Path) -> Any:
     """Run a notebook in a folder; returns the value that an expression has after its last cell, as JSON keeps it."""
-    cells = jupytext.read(NOTEBOOKS / f"{notebook}.py")
-    question = f"import json\nprint(json.dumps({expression}))"
-    cells.cells.append(nbformat.v4.new_code_cell(question))
-    NotebookClient(cells, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
-    return json.loads(cells.cells[-1].outputs[-1].text)
+    answer, output = folder / "answer.json", folder / "output.txt"
+    with chdir(folder):
+        arguments = [str(NOTEBOOKS / f"{notebook}.py"), expression, str(answer)]
+        code = Command(arguments, output, script=Path(__file__).with_name("run_notebook.py")).wait()
+    assert code == 0, output.read_text(encoding="utf-8")[-4000:]
+    return json.loads(answer.read_text(encoding="utf-8"))
 
 
 def test_every_notebook_is_run_here() -> None:

@@ -50,7 +50,7 @@ for database, present in zip(batch.database, batch.present, strict=True):
 options = multiseg.TrainOptions(
     "brain.zarr",
     device="cpu",
-    model=multiseg.ModelOptions(widths=(8, 16, 32)),
+    model=multiseg.ModelOptions(widths=(8, 16)),
     stream=multiseg.StreamOptions(draw, batch_size=4, workers=1),
     fit=multiseg.FitOptions(num_steps=50, learning_rate=0.01, validate_every=50),
 )

@@ -161,7 +161,7 @@ def test_an_ensemble_is_evaluated(
     models: list[Path], store_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = list(map(str, models))
-    flags = ["--store", store_url, "--split", "all", "--database", "dogwood", "--subsets", "full", "--device", "cpu"]
+    flags = ["--store", store_url, "--database", "dogwood", "--subsets", "full", "--overlap", "0.25", "--device", "cpu"]
     tables = {}
     for way in (["--ensemble", "mean"], ["--ensemble", "vote"], ["--ensemble", "mean", "--tta"]):
         out = tmp_path / "-".join(way)
@@ -169,7 +169,7 @@ def test_an_ensemble_is_evaluated(
         tables[" ".join(way)] = pd.read_csv(out / "cases.csv")["predicted_ml"].tolist()
     assert len({tuple(column) for column in tables.values()}) == 3, tables
     ensemble = load_ensemble(models, "mean")
-    options = EvaluateOptions(split="", databases=("dogwood",), subsets="full")
+    options = EvaluateOptions(databases=("dogwood",), subsets="full", overlap=0.25)
     assert evaluate(ensemble, store_url, options).cases["predicted_ml"].tolist() == tables["--ensemble mean"]
     with pytest.raises(UsageError, match="leave out --adapt, or the ensemble"):
         evaluate(ensemble, store_url, replace(options, adapt=True))
@@ -182,4 +182,4 @@ def test_an_ensemble_is_evaluated(
     record = json.loads((tmp_path / "--ensemble-mean" / "summary.json").read_text())
     assert record["learnt"]["not learnt"]
     assert record["answered"] == {"ensemble": "mean"}
-    assert record["overlap"] == 0.5
+    assert record["overlap"] == 0.25
