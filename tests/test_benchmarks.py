@@ -152,6 +152,7 @@ def test_a_processor_is_measured_in_a_process_of_its_own() -> None:
     check_measured(processor.in_a_process("a volume of eight windows", "memory kept", is_small=True))
 
 
+@pytest.mark.slow  # where it is the first that starts a command
 def test_training_is_measured_too(tmp_path: Path) -> None:
     flags = ["--work", "three training steps", "--side", "memory kept", "--small"]
     command = Command(flags, tmp_path / "said.txt", script=Path(processor.__file__))
