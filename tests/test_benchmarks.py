@@ -1,44 +1,27 @@
 """The benchmarks run: a row on tiny cases, the pause between turns, the distant server. No speed is looked at."""
 
-import itertools
 import json
-import shutil
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from commands import Command
+from sources_to_time import at_work, fail
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import attack, cases, flood, gpu, gpu_lines, growth, loader, processor, soak
 from benchmarks.remote import served
 from benchmarks.sides import Side, Source
-
-
-def at_work(path: Path) -> Iterator[int]:
-    """Batches, and beside them something that never rests, as workers do that fill a queue."""
-
-    def write() -> None:
-        for number in itertools.count():
-            path.write_text(str(number))
-            time.sleep(0.001)
-
-    threading.Thread(target=write, daemon=True).start()
-    while True:
-        yield 2
-
-
-def fail() -> Iterator[int]:
-    raise ValueError("no such case 'B007'")
-    yield 1
+from multiseg.phantoms.hospitals import write_hospitals
+from multiseg.store.ingest.ingestion import ingest
+from multiseg.store.sources.manifest import find_manifest
 
 
 def test_a_side_stands_still_between_its_turns(tmp_path: Path) -> None:
@@ -100,17 +83,24 @@ def test_lines_of_a_card_run_on_the_processor_and_a_failed_one_ends_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each line in a process of its own, as on a card: here for the lines that say how one ends."""
-    names = ["card", "page-locked ring", "waiting, 2 patches"]
+    names = ["card", "waiting, 2 patches"]
     out = tmp_path / "gpu.json"
-    for name in names:
-        monkeypatch.setitem(gpu_lines.LINES, name, replace(gpu_lines.LINES[name], budget_s=600))
+    monkeypatch.setitem(gpu_lines.LINES, "card", replace(gpu_lines.LINES["card"], budget_s=600))
     monkeypatch.setitem(gpu_lines.LINES, "waiting, 2 patches", gpu_lines.Line(gpu_lines.card, 0.01))
     assert gpu.main(["--device", "cpu", "--small", "--minutes", "60", "--only", *names, "--out", str(out)]) == 1
     found = json.loads(out.read_text())
     assert found["card"]["found"]["torch"] == torch.__version__
-    assert found["page-locked ring"]["found"] == {"left out": "memory is page-locked for a card"}
     assert found["waiting, 2 patches"]["failed"] == "not done after 0 s"
-    assert "2 of 3 lines have something to show" in capsys.readouterr().out
+    assert "1 of 2 lines have something to show" in capsys.readouterr().out
+
+
+def test_a_line_that_this_machine_cannot_show_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """What the process of a line does, and how the other one reads it."""
+    assert gpu.main(["--device", "cpu", "--small", "--line", "page-locked ring"]) == 0
+    said = capsys.readouterr().out
+    outcome = gpu._outcome(["echo", said], 60)
+    assert outcome["found"] == {"left out": "memory is page-locked for a card"}
+    assert gpu._row("page-locked ring", outcome).startswith("page-locked ring | left out memory is page-locked")
 
 
 def test_a_line_that_crashes_or_says_nothing_tells_why() -> None:
@@ -151,18 +141,30 @@ def test_a_gate_is_flooded_while_a_site_calls(tmp_path: Path, monkeypatch: pytes
     assert '"why": "unknown key"' in (tmp_path / "gate.log").read_text()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("work", processor.WORK)
-def test_a_processor_is_measured_in_a_process_of_its_own(work: str) -> None:
-    found = processor.in_a_process(work, "memory kept", is_small=True)
+def check_measured(found: dict[str, float]) -> None:
     assert found["wall s"] > 0
     assert found["user s"] > 0
     assert found["peak MB"] > 100
 
 
 @pytest.mark.slow
-def test_an_attack_tells_a_wrong_store_from_an_error(store_url: str, tmp_path: Path) -> None:
-    url = Path(shutil.copytree(store_url, tmp_path / "brain.zarr"))
+def test_a_processor_is_measured_in_a_process_of_its_own() -> None:
+    check_measured(processor.in_a_process("a volume of eight windows", "memory kept", is_small=True))
+
+
+@pytest.mark.slow  # where it is the first that starts a command
+def test_training_is_measured_too(tmp_path: Path) -> None:
+    flags = ["--work", "three training steps", "--side", "memory kept", "--small"]
+    command = Command(flags, tmp_path / "said.txt", script=Path(processor.__file__))
+    assert command.wait() == 0, (tmp_path / "said.txt").read_text()
+    check_measured(json.loads((tmp_path / "said.txt").read_text().splitlines()[-1]))
+
+
+@pytest.mark.slow
+def test_an_attack_tells_a_wrong_store_from_an_error(tmp_path: Path) -> None:
+    url = tmp_path / "brain.zarr"
+    hospitals = write_hospitals(tmp_path / "hospitals", num_cases=2, coarseness=4.0, names=["birch"])
+    ingest(find_manifest(hospitals), str(url), attack.OPTIONS)
     reference, key = attack.contents_of(url), "birch/extent/c/0/0"
     assert attack.after_reading(url, key, reference) == "unnoticed"
     assert attack.after_repair(url, key, reference) == "whole"

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import subprocess
 import sys
 from contextlib import chdir
 from dataclasses import fields
@@ -11,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from commands import Command
 
 from multiseg.cli.app import run
 from multiseg.models.saved import load_weights, read_info
@@ -45,8 +45,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, hospitals: Path, store_url:
             assert name == "multiseg"
             assert run(arguments) == 0, line
             sys.modules.pop("mine", None)  # every command is a process of its own
-    done = subprocess.run([sys.executable, "script.py"], cwd=folder, capture_output=True, encoding="utf-8")
-    assert done.returncode == 0, done.stdout + done.stderr
+        script = Command([], folder / "script.txt", script=folder / "script.py")
+    assert script.wait() == 0, (folder / "script.txt").read_text(encoding="utf-8")
     return folder
 
 

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.networks import figures, kept_for_backward, table
+from benchmarks import networks
+from benchmarks.networks import figures, kept_for_backward, row, table
 from multiseg.models.blocks import NORMS
 from multiseg.models.builders import NETWORKS, build
 
@@ -22,8 +24,19 @@ def test_every_network_and_every_norm_is_on_the_page() -> None:
     assert sorted(named) == sorted([*NETWORKS, *NORMS])
 
 
+whole_network = cache(figures)
+"""Each network at 128^3 is counted once for all tests."""
+
+
 @pytest.mark.slow
-def test_the_table_is_that_of_the_command() -> None:
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_networks_line_is_that_of_the_command(name: str) -> None:
+    assert row(name, 6, whole_network(name, 6, 128)) in PAGE.splitlines()
+
+
+@pytest.mark.slow
+def test_the_table_is_that_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "figures", whole_network)
     assert "\n".join(table(128)) in PAGE
 
 

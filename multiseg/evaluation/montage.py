@@ -17,7 +17,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.textpath import text_to_path
 
 from multiseg.colours import PREDICTION_COLOUR, TRUTH_COLOUR, colour_of
@@ -118,7 +118,8 @@ def save_montage(
     for row, panel in enumerate(slices):
         _draw_row(figure, page, row, panel, columns, colours)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH)
+    # In one trial half the time of the usual 6, for a fifth more bytes.
+    figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH, pil_kwargs={"compress_level": 3})
     write_atomically(path, buffer.getvalue())
 
 
@@ -182,17 +183,21 @@ def _draw_row(
     _draw_label(figure, page, row, panel, colours)
     for column, name in enumerate(columns):
         left, bottom = page.corner(row, column)
-        width, height = page.width, page.height
-        axes = figure.add_axes((left / width, bottom / height, page.cell_width / width, page.cell_height / height))
+        width, height = page.cell_width / page.width, page.cell_height / page.height
+        corner = left / page.width, bottom / page.height
+        if panel.view is None or (name not in panel.greys and name not in panel.parcels):
+            # Not axes, which take far longer: most cells may be empty where databases differ.
+            figure.add_artist(Rectangle(corner, width, height, facecolor=_EMPTY_CELL, linewidth=0))
+            middle = left + page.cell_width / 2, bottom + page.cell_height / 2
+            _write(figure, page, *middle, name, color=_FAINT, size=10, ha="center", va="center")
+            continue
+        axes = figure.add_axes((*corner, width, height))
         axes.set(xticks=[], yticks=[], facecolor=_CELL)
         axes.spines[:].set_visible(False)
-        if panel.view is not None and name in panel.greys:
+        if name in panel.greys:
             _draw_slice(axes, panel, panel.greys[name], panel.view)
-        elif panel.view is not None and name in panel.parcels:
-            _draw_parcels(axes, panel, name, panel.view, colours)
         else:
-            axes.set_facecolor(_EMPTY_CELL)
-            axes.text(0.5, 0.5, name, color=_FAINT, size=10, ha="center", va="center", parse_math=False)
+            _draw_parcels(axes, panel, name, panel.view, colours)
 
 
 def _draw_label(figure: Figure, page: _Page, row: int, panel: SlicePanel, colours: Mapping[str, str]) -> None:

@@ -34,7 +34,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, store_url: str) -> Path:
     return folder
 
 
-FLAGS = ["--compare", "--split", "all", "--database", "dogwood", "--device", "cpu"]
+FLAGS = ["--compare", "--split", "all", "--database", "dogwood", "--overlap", "0", "--device", "cpu"]
 
 
 @pytest.mark.slow

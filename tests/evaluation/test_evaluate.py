@@ -53,7 +53,7 @@ def info(spacing: float = 5.0, trained_on: tuple[str, ...] = AXIS.names) -> Mode
         axis=AXIS,
         space=LabelSpace(),
         spacing_mm=(spacing, spacing, spacing),
-        patch=(16, 16, 16),
+        patch=(32, 32, 32),
         trained_on={name: ("alder",) if name in trained_on else () for name in AXIS},
         databases={},
     )

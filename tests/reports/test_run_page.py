@@ -19,7 +19,7 @@ from multiseg.reports.picked_cases import pick_cases
 from multiseg.reports.run_page import check_runs
 from multiseg.reports.run_record import EvaluationRecord, read_run
 
-TINY = ["--database", "alder", "--database", "dogwood", "--steps", "2", "--patch", "8", "--batch-size", "2"]
+TINY = ["--database", "alder", "--database", "dogwood", "--steps", "2", "--patch", "16", "--batch-size", "2"]
 SLICE = """
 const figure = document.activeElement.closest("figure");
 return figure && { number: figure.querySelector("output").textContent, picture: figure.querySelector("img").src };
@@ -44,7 +44,8 @@ def runs(store_url: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         run(["train", store_url, "--out", str(folder / "joint"), "--run", str(folder / "small.toml"), *TINY, *QUIET])
         == 0
     )
-    assert run(["evaluate", str(folder / "joint"), "--split", "all", "--subsets", "full", "--device", "cpu"]) == 0
+    evaluate = ["evaluate", str(folder / "joint"), "--split", "all", "--subsets", "full", "--overlap", "0"]
+    assert run([*evaluate, "--device", "cpu"]) == 0
     assert run(["report", str(folder / "joint"), "--device", "cpu"]) == 0
     return folder
 

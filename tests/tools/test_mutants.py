@@ -35,7 +35,10 @@ def test_each_change_is_one_place_of_the_program() -> None:
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small program with tests, whose pytest loads no plugin but xdist: hypothesis alone takes half a second."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTEST_PLUGINS", "xdist.plugin")
     root = tmp_path / "root"
     for name, text in {
         "multiseg/parts/share.py": SOURCE,
