@@ -3,10 +3,17 @@
 Import it before anything of multiseg.
 """
 
+import dataclasses
+import functools
+import inspect
 import re
+import typing
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from jaxtyping import install_import_hook
+import jaxtyping
+from beartype import beartype
 
 PACKAGE = Path(__file__).parents[1] / "multiseg"
 NAMES_SHAPES = re.compile(r"^\s*from (jaxtyping|multiseg\.types) import", re.MULTILINE)
@@ -18,4 +25,42 @@ def modules_with_shapes() -> list[str]:
     return [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in paths]
 
 
-install_import_hook(modules_with_shapes(), "beartype.beartype")
+def shapes_checked(thing: Any) -> Any:
+    """The function, or the dataclass with its `__init__`, with arguments and answer checked.
+
+    The check is made at the first call: every process of the tests imports all modules and calls few functions. A
+    dimension has one size in a call. jaxtyping's own decorator checks arguments twice and binds them in Python.
+    """
+    if isinstance(thing, type):
+        if dataclasses.is_dataclass(thing):
+            thing.__init__ = shapes_checked(thing.__init__)
+        return thing
+    if inspect.isgeneratorfunction(thing):  # its body runs after the call
+        return jaxtyped(typechecker=beartype)(thing)
+    checked: Callable[..., Any] | None = None
+
+    @functools.wraps(thing)
+    def call(*arguments: Any, **named: Any) -> Any:
+        nonlocal checked
+        if checked is None:
+            thing.__annotations__ = {name: meant(hint, thing) for name, hint in thing.__annotations__.items()}
+            checked = beartype(thing)
+        with jaxtyped("context"):
+            return checked(*arguments, **named)
+
+    return call
+
+
+def meant(hint: Any, function: Callable[..., Any]) -> Any:
+    """An annotation of a function, or anything where only type checkers understand it, as jaxtyping's own decorator."""
+    holder = type("Holder", (), {"__annotations__": {"hint": hint}})
+    try:
+        return typing.get_type_hints(holder, function.__globals__, include_extras=True)["hint"]
+    except Exception:  # noqa: BLE001 (of a name that is not there, or of jaxtyping itself)
+        return Any
+
+
+jaxtyped = jaxtyping.jaxtyped
+# The import hook writes `@jaxtyping.jaxtyped(...)` above what it finds in these modules.
+jaxtyping.jaxtyped = lambda **_: shapes_checked
+jaxtyping.install_import_hook(modules_with_shapes(), None)

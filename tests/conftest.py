@@ -1,9 +1,10 @@
 """What many tests share: synthetic hospitals, a store of them, and the real data where there is some."""
 
+import gc
 import locale
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 # Before torch is imported, and for the commands that tests start: threads of tiny networks only wait for each other.
@@ -25,6 +26,17 @@ LOCALE = locale.setlocale(locale.LC_ALL)
 # A machine with other work is slow at times, which says nothing about what is tested.
 hypothesis.settings.register_profile("multiseg", deadline=None)
 hypothesis.settings.load_profile("multiseg")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Imported modules stay: searching millions of their objects for garbage took a second again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(trylast=True)

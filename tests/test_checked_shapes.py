@@ -1,13 +1,13 @@
-import jaxtyping
 import numpy as np
 import pytest
+from beartype.roar import BeartypeCallHintParamViolation
 from checked_shapes import modules_with_shapes
 
 from multiseg.store.preparation.boxes import box_of
 
 
 def test_an_array_of_another_shape_is_an_error():
-    with pytest.raises(jaxtyping.TypeCheckError, match="box_of"):
+    with pytest.raises(BeartypeCallHintParamViolation, match="box_of"):
         box_of(np.ones((3, 3), dtype=bool))
 
 

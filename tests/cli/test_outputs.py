@@ -187,7 +187,8 @@ def test_an_evaluation_replaces_its_own_tables_and_no_others(
     model: Path, store_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "scores"
-    command = ["evaluate", str(model), "--store", store_url, "--split", "val", "--database", "alder", "--out", str(out)]
+    command = ["evaluate", str(model), "--store", store_url, "--split", "val", "--database", "alder", "--overlap", "0",
+               "--out", str(out)]  # fmt: skip
     assert run([*command, "--subsets", "full"]) == 0
     first = contents(out)
     assert run([*command, "--subsets", "full"]) == 0

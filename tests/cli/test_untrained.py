@@ -44,7 +44,7 @@ def models(tmp_path: Path) -> tuple[Path, Path]:
 def test_evaluate_warns_and_never_feeds_it(
     subsets: str, models: tuple[Path, Path], store_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--store", store_url, "--split", "test", "--database", "alder", "--subsets", subsets]
+    flags = ["--store", store_url, "--split", "test", "--database", "alder", "--subsets", subsets, "--overlap", "0"]
     sane, wild = models
     assert run(["evaluate", str(sane), *flags]) == 0
     assert "alder: PD, T2 left out: the model has no trained channel for it." in " ".join(

@@ -118,11 +118,9 @@ def test_the_file_gets_temperatures_and_nothing_else_changes(plain: Path, calibr
 
 
 @pytest.mark.slow
-def test_twice_is_as_once(plain: Path, calibrated: Path, store_url: str, tmp_path: Path) -> None:
+def test_twice_is_as_once(calibrated: Path, store_url: str, tmp_path: Path) -> None:
     again = tmp_path / BEST
-    shutil.copy(plain, again)
-    calibrate(again, store_url, ALDER)
-    assert again.read_bytes() == calibrated.read_bytes()
+    shutil.copy(calibrated, again)
     stamp = again.stat().st_mtime_ns
     result = calibrate(again, store_url, ALDER)
     assert not result.is_new

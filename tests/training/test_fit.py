@@ -31,7 +31,7 @@ def fresh():
     return TrainState(network, optimiser, torch.amp.GradScaler("cpu", enabled=False))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def stream(store_url):
     draw = DrawOptions(patch=(8, 8, 8))
     options = StreamOptions(draw, batch_size=2, workers=0, batches_per_epoch=3)
@@ -94,12 +94,18 @@ def assert_same_state(a, b):
     assert all(torch.equal(x, y) for x, y in zip(moments(a), moments(b), strict=True))
 
 
+@pytest.fixture(scope="module")
+def undisturbed(stream):
+    """The state after a training that nobody stopped, and what happened in it. Only for reading."""
+    state, whole = fresh(), Recorder()
+    assert fit(state, stream, OPTIONS, whole.hooks())
+    return state, whole
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [1, 3, 4, 8])
-def test_a_resumed_training_is_the_same_bit_for_bit(stream, tmp_path, stop_after):
-    straight, whole = fresh(), Recorder()
-    assert fit(straight, stream, OPTIONS, whole.hooks())
-
+def test_a_resumed_training_is_the_same_bit_for_bit(stream, undisturbed, tmp_path, stop_after):
+    straight, whole = undisturbed
     state, first = fresh(), Recorder(stop_after)
     assert not fit(state, stream, OPTIONS, first.hooks(save=lambda is_best: save_state(tmp_path / "resume.pt", state)))
     assert state.step == stop_after
@@ -492,24 +498,31 @@ def test_a_network_without_a_head_cannot_begin_with_it(stream):
 EVERYTHING = replace(OPTIONS, accumulate=2, ema=0.8, amp="bf16", channels_last=True, deterministic=True)
 
 
+def head_first():
+    state = fresh()
+    state.head_steps = 4
+    return state
+
+
+@pytest.fixture(scope="module")
+def undisturbed_with_everything_on(stream):
+    state, whole = head_first(), Recorder()
+    assert fit(state, stream, EVERYTHING, whole.hooks(), AUGMENTED)
+    return state, whole
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [1, 3, 4, 6])
-def test_with_everything_on_a_resumed_training_is_the_same_bit_for_bit(stream, tmp_path, stop_after):
+def test_with_everything_on_a_resumed_training_is_the_same_bit_for_bit(
+    stream, undisturbed_with_everything_on, tmp_path, stop_after
+):
     """Averages, accumulation, dropout, augmentation, bf16, and only the head for the first four steps."""
-
-    def started():
-        state = fresh()
-        state.head_steps = 4
-        return state
-
-    straight, whole = started(), Recorder()
-    assert fit(straight, stream, EVERYTHING, whole.hooks(), AUGMENTED)
-
-    state, first = started(), Recorder(stop_after)
+    straight, whole = undisturbed_with_everything_on
+    state, first = head_first(), Recorder(stop_after)
     save = first.hooks(save=lambda is_best: save_state(tmp_path / "resume.pt", state))
     assert not fit(state, stream, EVERYTHING, save, AUGMENTED)
     torch.manual_seed(999)
-    resumed, second, counted = started(), Recorder(), Counted(stream)
+    resumed, second, counted = head_first(), Recorder(), Counted(stream)
     load_state(tmp_path / "resume.pt", resumed)
     assert fit(resumed, counted, EVERYTHING, second.hooks(), AUGMENTED)
 

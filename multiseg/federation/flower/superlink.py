@@ -6,6 +6,7 @@ messages of lost runs for ever.
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 import threading
 import time
@@ -78,10 +79,16 @@ def clean(state: Any) -> None:
         log(INFO, "Deleted what run %s had left in the database.", number)
     while _slack(state) > SLACK_BYTES:
         before = _slack(state)
-        state.query(f"PRAGMA incremental_vacuum({STEP_PAGES})")
+        _free_pages(state, STEP_PAGES)
         if _slack(state) >= before:  # a file of an earlier version: `serve` packs it at its next start
             return
         time.sleep(STEP_PAUSE_S)
+
+
+def _free_pages(state: Any, num: int) -> None:
+    """Return free pages to the disk. `state.query` takes only SQLite's first step, which frees a single page."""
+    with state.session() as session:
+        session.connection().connection.driver_connection.executescript(f"PRAGMA incremental_vacuum({num})")
 
 
 def _slack(state: Any) -> int:
@@ -108,7 +115,7 @@ def _clean_for_ever(state: Any) -> None:
     while True:
         try:
             clean(state)
-        except SQLAlchemyError as error:  # retried next time
+        except (SQLAlchemyError, sqlite3.Error) as error:  # retried next time
             log(ERROR, "the database was not cleaned: %s", error)
         time.sleep(CLEAN_EVERY_S)
 

@@ -229,7 +229,6 @@ def test_the_executor_stands_by_what_is_installed(tmp_path: Path, monkeypatch: p
     assert seen == [Approval(("0" * 64,), OWN, version("multiseg"))]
 
 
-@pytest.mark.slow
 def test_a_log_that_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     module._note(tmp_path / "file" / audit_log.LOG, "in", "refused")

@@ -69,11 +69,22 @@ def test_nothing_is_told_to_the_world(children: _Children, settings: Member) -> 
 
 
 @pytest.mark.slow
-def test_the_executor_understands_its_command(children: _Children, tmp_path: Path) -> None:
+def test_the_executor_understands_its_command_and_writes_for_its_account_alone(
+    children: _Children, tmp_path: Path
+) -> None:
     (tmp_path / "secret").write_bytes(b"secret")
-    run = subprocess.run(children.executor().command, capture_output=True, encoding="utf-8", timeout=120, check=False)
+    made = tmp_path / "made"  # when it ends
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import atexit, pathlib\natexit.register(pathlib.Path({str(made)!r}).touch)"
+    )
+    folders = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    run = subprocess.run(
+        children.executor().command, capture_output=True, encoding="utf-8", timeout=120, check=False, umask=0o022,
+        env={**os.environ, "PYTHONPATH": folders},
+    )  # fmt: skip
     assert run.returncode == 2, run.stderr
     assert f"{module.MARK}there is no file {tmp_path / 'site.toml'}" in run.stdout
+    assert stat.S_IMODE(made.stat().st_mode) == 0o600
 
 
 def test_a_key_that_is_not_known_ends_the_site(children: _Children) -> None:
@@ -236,16 +247,3 @@ def test_what_a_site_writes_is_for_its_account_alone(settings: Member, tmp_path:
     made = [settings.state, *settings.state.rglob("*")]
     assert settings.state / "logs" / "node.log" in made
     assert [path for path in made if path.stat().st_mode & 0o077] == []
-
-
-@pytest.mark.slow
-def test_what_the_executor_writes_is_for_its_account_alone(children: _Children, tmp_path: Path) -> None:
-    (tmp_path / "secret").write_bytes(b"secret")
-    code = (
-        "import sys; from pathlib import Path; import multiseg.federation.flower.executor as executor\n"
-        f"executor.read_site = lambda path: Path({str(tmp_path / 'made')!r}).touch() or sys.exit(7)\n"
-        "executor.main(sys.argv[1:])"
-    )
-    command = [sys.executable, "-c", code, *children.executor().command[3:]]
-    assert subprocess.run(command, check=False, umask=0o022).returncode == 7
-    assert stat.S_IMODE((tmp_path / "made").stat().st_mode) == 0o600

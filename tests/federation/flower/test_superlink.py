@@ -104,6 +104,8 @@ def test_what_finished_runs_left_is_deleted_and_the_file_shrinks(
     monkeypatch.setattr(module, "SLACK_BYTES", 2**20)
     monkeypatch.setattr(module, "STEP_PAGES", 1000)
     monkeypatch.setattr(module, "STEP_PAUSE_S", 0.0)
+    pauses: list[float] = []
+    monkeypatch.setattr(module.time, "sleep", pauses.append)
     lost, goes_on = run_with_a_model(state, 24 * 2**20), run_with_a_model(state, 2**20)
     clean(state)
     assert objects(state) == {lost, goes_on}, "a run that goes on keeps its own"
@@ -116,8 +118,21 @@ def test_what_finished_runs_left_is_deleted_and_the_file_shrinks(
     assert objects(state) == {goes_on}
     assert before > 24 * 2**20
     assert database.stat().st_size < 4 * 2**20
+    assert 5 <= len(pauses) <= 7, "24 MiB in steps of 1000 pages of 4 KiB"
     cleaned: list[int] = []
     clean_up = where_left(lambda state, number: cleaned.append(number))
     clean_up(state, lost)  # nothing is left to do
     clean_up(state, goes_on)
     assert cleaned == [goes_on]
+
+
+def test_a_cleaning_that_failed_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([sqlite3.OperationalError("database is locked"), SystemExit])
+
+    def fail(state: Any) -> None:
+        raise next(answers)
+
+    monkeypatch.setattr(module, "clean", fail)
+    monkeypatch.setattr(module, "CLEAN_EVERY_S", 0.0)
+    with pytest.raises(SystemExit):
+        module._clean_for_ever(None)
