@@ -36,7 +36,8 @@ from multiseg.loaders.batches import PatchStream, StreamOptions
 from multiseg.loaders.draw import DrawOptions
 from multiseg.modalities import ModalityAxis
 from multiseg.store import schema
-from multiseg.store.columns import coordinate_names, open_arrays, read_arrays
+from multiseg.store.columns import coordinate_names, read_arrays
+from multiseg.store.coordinate_chunks import open_arrays
 from multiseg.store.ingest.ingest_plan import IngestOptions
 from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.reader import open_store

@@ -14,6 +14,7 @@ from jaxtyping import Shaped
 from zarr.abc.store import RangeByteRequest
 
 from multiseg.store.checks.fault_collector import Faults, advice
+from multiseg.store.coordinate_chunks import decode_chunk, is_plain
 from multiseg.store.damage import UNREADABLE, one_line
 from multiseg.store.hierarchy import read_object
 
@@ -55,18 +56,26 @@ def _region(array: zarr.Array, corner: Sequence[int], size: Sequence[int]) -> Re
 
 
 def _decoded(array: zarr.Array, key: str, index: Index, region: Region, faults: Faults) -> Block:
+    part = None if is_plain(array) else RangeByteRequest(0, 1)
     try:
-        first = read_object(array.store_path.store, key, RangeByteRequest(0, 1))
-        if first is None:
+        data = read_object(array.store_path.store, key, part)
+        if data is None:
             return Block(key, index, region, None, is_missing=True)
-        if len(first) == 0:  # zarr treats an empty file as missing
+        if len(data) == 0:  # zarr treats an empty file as missing
             faults.damage("DAMAGED_CHUNK", key, "the file is empty", advice(array.basename))
             return Block(key, index, region, None, is_missing=False)
-        return Block(key, index, region, np.asarray(array[region]), is_missing=False)
+        values = array[region] if part else decode_chunk(array, data)[_within_chunk(array, index, region)]
+        return Block(key, index, region, np.asarray(values), is_missing=False)
     except UNREADABLE as error:
         problem = f"{_damaged_chunks(array, region)} cannot be decoded: {one_line(error)}"
         faults.damage("DAMAGED_CHUNK", key, problem, advice(array.basename))
         return Block(key, index, region, None, is_missing=False)
+
+
+def _within_chunk(array: zarr.Array, index: Index, region: Region) -> Region:
+    """The place of a region of an array in the chunk that has it."""
+    corners = [number * step for number, step in zip(index, array.chunks, strict=True)]
+    return tuple(slice(part.start - n, part.stop - n) for part, n in zip(region, corners, strict=True))
 
 
 def _damaged_chunks(array: zarr.Array, region: Region) -> str:
