@@ -9,8 +9,9 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from copy import copy
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,6 +19,7 @@ import zarr
 from numcodecs import VLenUTF8, Zstd
 from zarr.codecs import BytesCodec, Crc32cCodec, VLenUTF8Codec, ZstdCodec
 from zarr.core.array import AsyncArray
+from zarr.core.array_spec import ArrayConfig
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.metadata import ArrayV3Metadata
 from zarr.storage import StorePath
@@ -27,7 +29,7 @@ from multiseg.store.hierarchy import read_objects, write_objects
 from multiseg.store.ingest.packing import is_sound, with_checksum
 
 Region: TypeAlias = tuple[slice, ...]
-WRITE_ALL: Any = {"write_empty_chunks": True}
+WRITE_ALL: Any = ArrayConfig.from_dict({"write_empty_chunks": True})
 _TEXTS = VLenUTF8()
 
 
@@ -49,27 +51,29 @@ def find_arrays(group: zarr.Group, names: Sequence[str]) -> dict[str, zarr.Array
     places = [group.store_path / name for name in names]
     texts = read_objects(group.store_path.store, [f"{place.path}/zarr.json" for place in places])
     opened = zip(names, places, texts, strict=True)
-    return {name: _array(place, json.loads(text)) for name, place, text in opened if text is not None}
+    return {name: _array(place, _metadata_in(text)) for name, place, text in opened if text is not None}
 
 
-def _array(place: StorePath, metadata: dict[str, Any]) -> zarr.Array:
-    return zarr.Array(AsyncArray(ArrayV3Metadata.from_dict(metadata), place)).with_config(WRITE_ALL)
+def _array(place: StorePath, metadata: ArrayV3Metadata) -> zarr.Array:
+    own = copy(metadata)
+    object.__setattr__(own, "attributes", dict(metadata.attributes))  # Zarr changes them in place
+    return zarr.Array(AsyncArray(own, place, WRITE_ALL))
+
+
+@lru_cache(maxsize=1024)
+def _metadata_in(text: bytes) -> ArrayV3Metadata:
+    """The metadata in a zarr.json. Several steps of one command open the same arrays."""
+    return ArrayV3Metadata.from_dict(json.loads(text))
 
 
 def new_array(group: zarr.Group, name: str, shape: Sequence[int], template: zarr.Array) -> zarr.Array:
     """An array of a group that is as another but for its place and shape. Nothing is written."""
-    return _at(group.store_path / name, template.metadata, shape)
+    return _array(group.store_path / name, template.metadata.update_shape(tuple(shape)))
 
 
 def with_shape(array: zarr.Array, shape: Sequence[int]) -> zarr.Array:
     """An array with another shape. Nothing is written."""
-    return _at(array.store_path, array.metadata, shape)
-
-
-def _at(place: StorePath, metadata: ArrayV3Metadata, shape: Sequence[int]) -> zarr.Array:
-    # Zarr changes attributes in place.
-    own = replace(metadata, shape=tuple(shape), attributes=dict(metadata.attributes))
-    return zarr.Array(AsyncArray(own, place)).with_config(WRITE_ALL)
+    return _array(array.store_path, array.metadata.update_shape(tuple(shape)))
 
 
 def write_metadata(arrays: Sequence[zarr.Array]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -14,8 +15,9 @@ import zarr
 from zarr.abc.store import ByteRequest
 from zarr.abc.store import Store as ZarrStore
 from zarr.core.buffer import default_buffer_prototype
+from zarr.core.group import AsyncGroup, GroupMetadata
 from zarr.core.sync import sync
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, StorePath
 
 from multiseg.errors import MultisegError, StoreError, UsageError
 from multiseg.store.damage import UNREADABLE, damaged, not_readable, one_line
@@ -75,9 +77,19 @@ def zarr_store(url: str, read_only: bool, leased: str = "") -> ZarrStore:
     return RemoteStore(url, read_only, partial(check_held, leased or url))
 
 
-def open_group(store: Any, path: str = "", mode: str = "r") -> zarr.Group:
-    """A group of a store, or the one at a `StorePath`; its metadata are read from its own zarr.json."""
-    return zarr.open_group(store, path=path, mode=mode, zarr_format=3, use_consolidated=False)
+def open_group(store: Any, path: str = "") -> zarr.Group:
+    """A group of a store, or the one at a `StorePath`; its metadata are read from its own zarr.json.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    place = store / path if isinstance(store, StorePath) else StorePath(store, path)
+    text = read_object(place.store, f"{place.path}/zarr.json".lstrip("/"))
+    if text is None:
+        raise FileNotFoundError(f"there is no group at {place}")
+    metadata = json.loads(text)
+    metadata.pop("consolidated_metadata", None)
+    return zarr.Group(AsyncGroup(GroupMetadata.from_dict(metadata), place))
 
 
 def read_object(store: ZarrStore, key: str, part: ByteRequest | None = None) -> bytes | None:
@@ -165,7 +177,7 @@ def open_root(url: str, mode: str, formats: Collection[int] = (FORMAT,)) -> zarr
     was_like_a_store = False
     try:
         was_like_a_store = is_like_a_store(url)  # checked first: a writer may be creating the store right now
-        root = open_group(GuardedStore(zarr_store(url, read_only=mode == "r"), url), mode=mode)
+        root = open_group(GuardedStore(zarr_store(url, read_only=mode == "r"), url))
     except MultisegError:
         raise
     except PermissionError as error:

@@ -28,7 +28,7 @@ from multiseg.store.columns import check_axis_names, check_room, lengths_of, rea
 from multiseg.store.coordinate_chunks import open_arrays, read_rows
 from multiseg.store.copies import check_copies
 from multiseg.store.damage import damaged, reading
-from multiseg.store.hierarchy import ROOT_KEY, check_head, is_remote, local_path, open_root
+from multiseg.store.hierarchy import ROOT_KEY, check_head, is_remote, local_path, open_group, open_root
 from multiseg.store.preparation.grids import Grid
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.records import known_affine, whole_header
@@ -301,7 +301,7 @@ class Store:
 
     def _database(self, name: str) -> Database:
         with reading(self.url, f"database {name!r}", partial(damaged_files, self.url, name)):
-            database = Database(self.root[name], name)
+            database = Database(open_group(self.root.store_path, name), name)
         if database.recipe.spacing_mm != self.spacing_mm:
             problem = f"its voxel size is {self.spacing_mm} mm, but that of {name!r} is {database.recipe.spacing_mm} mm"
             raise damaged(self.url, "the root", [("zarr.json", problem)])

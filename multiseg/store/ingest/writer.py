@@ -20,7 +20,7 @@ from multiseg.store.arrays import DatabaseArrays
 from multiseg.store.cases import CaseFiles
 from multiseg.store.columns import check_axis_names, watch
 from multiseg.store.durable import gather, sync_names
-from multiseg.store.hierarchy import ROOT_KEY, write_object
+from multiseg.store.hierarchy import ROOT_KEY, open_group, write_object
 from multiseg.store.ingest.encoding import ArrayPlan, EncodedCase
 from multiseg.store.root import DatabaseInfo, check_agreement
 from multiseg.store.rows import describe_row, finish_descriptions, next_revision, record_of, write_record
@@ -63,7 +63,7 @@ class DatabaseWriter:
         gather(root)
         if info.name not in root:
             root.create_group(info.name, attributes=info.to_attributes())
-        self.group: zarr.Group = root[info.name]
+        self.group = open_group(root.store_path, info.name)
         self.info, self.plan = info, plan
         if info.name in root.attrs[ROOT_KEY]["databases"]:
             watch(self.group)
@@ -161,7 +161,7 @@ class DatabaseWriter:
         for name in schema.BY_CASE:
             # Remove what a dead writer left in this row: a smaller case would not overwrite all of it.
             sync(store.delete_dir(f"{prefix}/{name}/c/{row}"))
-        for shard, data in encoded.shards.items():
+        for shard, data in encoded.shards.items():  # one after another: they may be large
             write_object(store, key_of(prefix, row, shard), data)
 
     def _participant(self, files: CaseFiles) -> dict[str, str | float]:

@@ -66,7 +66,7 @@ class Rows:
 
 def repair_rows(place: Place, name: str, on_row: Callable[[], None]) -> Rows:
     """Restore and return the rows of a database, whose metadata must be sound; `on_row` is called for each."""
-    arrays = DatabaseArrays(open_group(place.store, name, "r+"))
+    arrays = DatabaseArrays(open_group(place.store, name))
     _repair_axis_names(place, arrays)
     rows = _read(place, name, arrays, on_row)
     _fit_extent(arrays, rows)
