@@ -579,14 +579,14 @@ def test_rows_that_are_not_committed(alder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_file_that_nobody_may_read(alder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    key, get = "alder/image/c/0/0/0/0/0", LocalStore.get
+    key, get = "alder/image/c/0/0/0/0/0", LocalStore.get_sync
 
-    async def refused(store: LocalStore, name: str, *arguments: Any, **named: Any) -> Any:
+    def refused(store: LocalStore, name: str, **named: Any) -> Any:
         if name == key:
             raise PermissionError(13, "Permission denied")
-        return await get(store, name, *arguments, **named)
+        return get(store, name, **named)
 
-    monkeypatch.setattr(LocalStore, "get", refused)
+    monkeypatch.setattr(LocalStore, "get_sync", refused)
     assert found(alder) == [("DAMAGED_CHUNK", "alder", "A001", key)]
 
 
