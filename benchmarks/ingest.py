@@ -15,10 +15,12 @@ from tempfile import gettempdir
 import nibabel as nib
 import numpy as np
 import zarr
+from jaxtyping import Shaped
 
 from benchmarks.paired import ratios, report
 from multiseg.phantoms.hospitals import write_hospitals
 from multiseg.store.cases import paths_of
+from multiseg.store.coordinate_chunks import new_array, write_metadata
 from multiseg.store.ingest.encoding import ArrayPlan
 from multiseg.store.ingest.ingest_plan import IngestOptions
 from multiseg.store.ingest.ingestion import ingest
@@ -43,13 +45,16 @@ def bare_copy(files: DatabaseFiles) -> None:
             np.asarray(nib.load(paths_of(case.brain_mask)[0]).dataobj)
         group = root.create_group(case.case)
         for at, image in enumerate(images):
-            plan = ArrayPlan(("one",), ("one",), {}, 1, 1, "lz4")
-            plan.create(group.create_group(f"image{at}"), "image", (1, 1, *image.shape))[0, 0] = image.astype(
-                np.float16
-            )
+            _write(group.create_group(f"image{at}"), "image", image.astype(np.float16))
         for at, label in enumerate(labels):
-            plan = ArrayPlan(("one",), ("one",), {}, 1, 1, "lz4")
-            plan.create(group.create_group(f"label{at}"), "label", (1, 1, *label.shape))[0, 0] = label.astype(np.uint8)
+            _write(group.create_group(f"label{at}"), "label", label.astype(np.uint8))
+
+
+def _write(group: zarr.Group, name: str, voxels: Shaped[np.ndarray, "i j k"]) -> None:
+    plan = ArrayPlan(("one",), ("one",), {}, 1, 1, "lz4")
+    array = new_array(group, name, (1, 1, *voxels.shape), plan.template(name))
+    write_metadata([array])
+    array[0, 0] = voxels
 
 
 def full_ingest(files: DatabaseFiles, spacing_mm: tuple[float, float, float]) -> None:

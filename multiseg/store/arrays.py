@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from math import ceil
 from typing import Any
 
 import numpy as np
 import zarr
+from zarr.core.sync import sync
+from zarr.storage import MemoryStore
 
 from multiseg.errors import StoreError
 from multiseg.store import schema
-from multiseg.store.columns import REQUESTS_AT_ONCE, coordinate_names, lengths_of, participant_columns
+from multiseg.store.columns import coordinate_names, lengths_of, participant_columns
+from multiseg.store.coordinate_chunks import (
+    find_arrays,
+    new_array,
+    open_arrays,
+    read_all,
+    read_row,
+    with_shape,
+    write_metadata,
+    write_regions,
+)
 from multiseg.store.copies import COPY, copy_of, layout_of
 from multiseg.store.ingest.encoding import ArrayPlan
-
-WRITE_ALL: Any = {"write_empty_chunks": True}
 
 
 class DatabaseArrays:
@@ -29,8 +39,26 @@ class DatabaseArrays:
 
     def __getitem__(self, name: str) -> zarr.Array:
         if name not in self._opened:  # over a network, opening takes as long as writing
-            self._opened[name] = self.group[name].with_config(WRITE_ALL)
+            self._opened |= open_arrays(self.group, [name])
         return self._opened[name]
+
+    def open(self, names: Sequence[str]) -> dict[str, zarr.Array]:
+        """Arrays by name; those that are not open yet are opened at once."""
+        self._opened |= open_arrays(self.group, [name for name in names if name not in self._opened])
+        return {name: self._opened[name] for name in names}
+
+    def read(self, name: str) -> Any:
+        """All of an array."""
+        return read_all({name: self[name]})[name]
+
+    def row(self, name: str, row: int) -> Any:
+        """One row of an array."""
+        return read_row(self[name], row)
+
+    def write(self, name: str, values: Any) -> None:
+        """Write all of an array; a single value fills it."""
+        array = self[name]
+        write_regions({name: (array, tuple(slice(0, length) for length in array.shape), values)})
 
     @property
     def columns(self) -> list[str]:
@@ -51,73 +79,84 @@ class DatabaseArrays:
         return list(self.group.attrs.get(schema.NAMED_AXES[axis], []))
 
     def write_row(self, row: int, values: Mapping[str, Any]) -> None:
-        """Write one row of several arrays in parallel. A value may be shorter than the row; the rest stays as it is."""
+        """Write one row of several arrays. A value may be shorter than the row; the rest stays as it is."""
+        arrays = self.open(list(values))
+        regions = {name: (slice(row, row + 1), *(slice(0, n) for n in np.shape(values[name]))) for name in values}
+        write_regions({name: (arrays[name], regions[name], values[name]) for name in values})
 
-        def write(name: str) -> None:
-            self[name][(row, *map(slice, np.shape(values[name])))] = values[name]
-
-        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-            list(pool.map(write, values))
-
-    def require(self, plan: ArrayPlan) -> None:
+    def require(self, plan: ArrayPlan, num_rows: int = 1) -> None:
         """Create every missing array. This also completes the work of a writer that died half-way."""
-        self.require_coordinates(plan.structure_chunk)
-        for name in ("image", "label"):
-            if name not in self.group:
-                plan.create(self.group, name, (0, 0, 1, 1, 1))
+        templates = self._templates(plan.structure_chunk) | {name: plan.template(name) for name in schema.VOLUMES}
+        self._require(templates, _lengths(plan) | {"case": num_rows})
         # Older stores get the attributes by which xarray decodes the image with their next ingest.
         if self["image"].attrs.asdict() != schema.IMAGE_ATTRIBUTES:
             self["image"].attrs.update(schema.IMAGE_ATTRIBUTES)
 
     def require_coordinates(self, structure_chunk: int = 1) -> None:
         """Create every missing coordinate."""
-        for name, variable in schema.coordinates_of_database(self.group.attrs).items():
-            if name in self.group:
-                continue
-            # A database has at least one row, so that its status has a chunk from the beginning.
-            shape = [1 if name == "status" else schema.FIXED_AXES.get(axis, 0) for axis in variable.axes]
-            self._create(name, variable, shape, chunk_of(name, variable, structure_chunk))
+        self._require(self._templates(structure_chunk), {"case": 1})
+
+    def _templates(self, structure_chunk: int) -> dict[str, zarr.Array]:
+        coordinates = schema.coordinates_of_database(self.group.attrs)
+        return {
+            name: _template(variable, chunk_of(name, variable, structure_chunk))
+            for name, variable in coordinates.items()
+        }
+
+    def _require(self, templates: Mapping[str, zarr.Array], lengths: Mapping[str, int]) -> None:
+        """Create the missing ones of these arrays. A database has at least one row, so that its status has a chunk from
+        the beginning."""
+        lengths = {**schema.FIXED_AXES, **lengths}
+        self._opened |= find_arrays(self.group, [name for name in templates if name not in self._opened])
+        new = {
+            name: new_array(self.group, name, [lengths.get(axis, 0) for axis in array.metadata.dimension_names], array)
+            for name, array in templates.items()
+            if name not in self._opened
+        }
+        write_metadata(list(new.values()))
+        self._opened |= new
 
     def set_rows(self, num_rows: int) -> None:
         """Resize every array to this many rows."""
-        for name in [*self.coordinates, "image", "label"]:
-            array = self[name]
-            if array.metadata.dimension_names[0] == "case" and array.shape[0] != num_rows:
-                array.resize((num_rows, *array.shape[1:]))
+        arrays = self.open([*self.coordinates, "image", "label"])
+        by_case = {name: array for name, array in arrays.items() if array.metadata.dimension_names[0] == "case"}
+        self._resize({name: (num_rows, *array.shape[1:]) for name, array in by_case.items()})
 
-    def _create(
-        self, name: str, variable: schema.Variable, shape: Sequence[int], chunks: Sequence[int], overwrite: bool = False
-    ) -> None:
-        array = self.group.create_array(
-            name, shape=tuple(shape), chunks=tuple(chunks), dtype=variable.dtype, fill_value=variable.fill,
-            dimension_names=variable.axes, attributes={"long_name": variable.meaning}, overwrite=overwrite,
-            compressors=schema.COORDINATE_CODECS,
-        )  # fmt: skip
-        self._opened[name] = array.with_config(WRITE_ALL)
+    def _resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        grown = {}
+        for name, shape in shapes.items():
+            array = self[name]
+            if any(new < old for new, old in zip(shape, array.shape, strict=True)):
+                array.resize(shape)  # which deletes the files beyond the new end
+            elif shape != array.shape:
+                grown[name] = with_shape(array, shape)
+        write_metadata(list(grown.values()))
+        self._opened |= grown
+
+    def _create(self, name: str, variable: schema.Variable, shape: Sequence[int], chunks: tuple[int, ...]) -> None:
+        """Create an array in place of one that a writer that died may have left."""
+        sync(self.group.store_path.store.delete_dir(f"{self.group.path}/{name}"))
+        self._opened[name] = new_array(self.group, name, shape, _template(variable, chunks))
+        write_metadata([self._opened[name]])
 
     def grow_names(self, axis: str, names: Sequence[str]) -> None:
         """Append the new ones of these names to an axis; existing names keep their places."""
         old_names = self.names(axis)
         if len(old_names) < len(names):
-            self[axis].resize((len(names),))
+            self._resize({axis: (len(names),)})
             # A writer that died may have written some of them, since chunks are written in any order: write all.
-            self[axis][len(old_names) :] = np.array(names[len(old_names) :], dtype=object)
+            region = (slice(len(old_names), len(names)),)
+            write_regions({axis: (self[axis], region, np.array(names[len(old_names) :], dtype=object))})
 
     def fit(self, plan: ArrayPlan, extent: Sequence[int] = (1, 1, 1), num_rows: int = 0) -> None:
         """Grow every array to the current rows, names and structures, and to the given extent in voxels."""
-        size = {
-            "case": max(num_rows, self.num_rows),
-            "modality": len(plan.modalities),
-            "annotation": len(plan.annotations),
-            "structure": plan.num_structures,
-        }
+        size = _lengths(plan) | {"case": max(num_rows, self.num_rows)}
         size |= dict(zip("ijk", map(max, self["image"].shape[2:], extent), strict=True))
-        for name in [*self.coordinates, "image", "label"]:
-            array = self[name]
+        shapes = {}
+        for name, array in self.open([*self.coordinates, "image", "label"]).items():
             axes = zip(array.metadata.dimension_names, array.shape, strict=True)
-            shape = tuple(size.get(axis, length) for axis, length in axes)
-            if shape != array.shape:
-                array.resize(shape)
+            shapes[name] = tuple(size.get(axis, length) for axis, length in axes)
+        self._resize(shapes)
         self._finish_growing(plan, size)
 
     def _finish_growing(self, plan: ArrayPlan, size: Mapping[str, int]) -> None:
@@ -142,9 +181,9 @@ class DatabaseArrays:
             return
         for dimension, (axis, chunk) in enumerate(zip(axes, array.chunks, strict=True)):
             if axis in before and (first := ceil(before[axis] / chunk) * chunk) < size[axis]:
-                region = [slice(None)] * len(axes)
-                region[dimension] = slice(first, None)
-                array[tuple(region)] = array.fill_value
+                region = [slice(0, length) for length in array.shape]
+                region[dimension] = slice(first, array.shape[dimension])
+                write_regions({name: (array, tuple(region), array.fill_value)})
 
     def require_column(self, column: str, value: str | float) -> str | float:
         """Convert a value to the type of its participants' column; create the column if it does not exist.
@@ -159,8 +198,8 @@ class DatabaseArrays:
             fill = "" if dtype == "string" else float("nan")
             variable = schema.Variable(("case",), dtype, fill, "participants' column")
             # An array of this name that the attributes do not list was left by a writer that died.
-            self._create(column, variable, [self.num_rows], [schema.ROWS], overwrite=True)
-            self[column][:] = variable.fill
+            self._create(column, variable, [self.num_rows], (schema.ROWS,))
+            self.write(column, variable.fill)
             names = sorted([*self.columns, column])
             coordinates = " ".join([*str(self.group.attrs["coordinates"]).split(), column])
             self.group.attrs.update({schema.PARTICIPANT_COLUMNS: names, "coordinates": coordinates})
@@ -185,8 +224,8 @@ class DatabaseArrays:
         for name, variable in schema.OF_TEMPLATE.items():
             shape = [self.num_rows, *(schema.FIXED_AXES[axis] for axis in variable.axes[1:])]
             # Arrays that the attribute does not yet announce were left by a writer that died.
-            self._create(name, variable, shape, chunk_of(name, variable, 1), overwrite=True)
-            self[name][:] = variable.fill
+            self._create(name, variable, shape, chunk_of(name, variable, 1))
+            self.write(name, variable.fill)
         coordinates = " ".join([*str(self.group.attrs.get("coordinates", "")).split(), *schema.OF_TEMPLATE])
         self.group.attrs.update({schema.TEMPLATE: dict(template), "coordinates": coordinates})
 
@@ -195,14 +234,29 @@ class DatabaseArrays:
 
         Call it after every change of an attribute, or of an array's metadata other than its shape.
         """
-        names = [*self.coordinates, "image", "label"]
-        copy = copy_of(self.group.attrs.asdict(), {name: layout_of(self[name]) for name in names})
+        arrays = self.open([*self.coordinates, "image", "label"])
+        copy = copy_of(self.group.attrs.asdict(), {name: layout_of(array) for name, array in arrays.items()})
         if self["record"].attrs.get(COPY) != copy:
             self["record"].attrs[COPY] = copy
 
 
-def chunk_of(name: str, variable: schema.Variable, structure_chunk: int) -> list[int]:
+@cache
+def _template(variable: schema.Variable, chunks: tuple[int, ...]) -> zarr.Array:
+    """An array of a coordinate without rows, in memory: creating many arrays through zarr takes a while."""
+    return zarr.create_array(
+        MemoryStore(), shape=(0,) * len(chunks), chunks=chunks, dtype=variable.dtype, fill_value=variable.fill,
+        dimension_names=variable.axes, attributes={"long_name": variable.meaning}, compressors=schema.COORDINATE_CODECS,
+    )  # fmt: skip
+
+
+def _lengths(plan: ArrayPlan) -> dict[str, int]:
+    """The lengths of the axes of a new database."""
+    names = {"modality": len(plan.modalities), "annotation": len(plan.annotations)}
+    return names | {"structure": plan.num_structures, "i": 1, "j": 1, "k": 1}
+
+
+def chunk_of(name: str, variable: schema.Variable, structure_chunk: int) -> tuple[int, ...]:
     """The chunk shape of a new coordinate."""
     lengths = {"modality": 64, "annotation": 1, "structure": structure_chunk}
     lengths |= schema.FIXED_AXES | {"case": schema.ROWS_OF.get(name, schema.ROWS)}
-    return [lengths[axis] for axis in variable.axes]
+    return tuple(lengths[axis] for axis in variable.axes)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import zarr
 from jaxtyping import UInt8
-from zarr.core.array import AsyncArray
-from zarr.core.sync import sync
 
 from multiseg.errors import StoreError
 from multiseg.store import schema
+from multiseg.store.coordinate_chunks import open_arrays, read_all, with_shape
 from multiseg.store.copies import check_copies
 from multiseg.store.damage import DAMAGED, damaged
 from multiseg.store.guard import Expected, GuardedStore
@@ -22,8 +19,6 @@ from multiseg.store.hierarchy import open_group
 
 READ_BY_CASE = ("foreground", "native_header", "sources", "record")
 """Large arrays, rarely needed for all cases at once: they are read case by case."""
-REQUESTS_AT_ONCE = 16
-"""Parallel requests: a database has about 25 coordinates, and each answer of a server takes time."""
 
 
 def participant_columns(group: zarr.Group) -> list[str]:
@@ -33,7 +28,8 @@ def participant_columns(group: zarr.Group) -> list[str]:
 
 def text_columns(group: zarr.Group) -> list[str]:
     """The participants' columns of a database that hold text."""
-    return [name for name in participant_columns(group) if group[name].dtype.kind != "f"]
+    arrays = open_arrays(group, participant_columns(group))
+    return [name for name, array in arrays.items() if array.dtype.kind != "f"]
 
 
 def coordinate_names(group: zarr.Group) -> list[str]:
@@ -41,40 +37,14 @@ def coordinate_names(group: zarr.Group) -> list[str]:
     return [*schema.coordinates_of_database(group.attrs), *participant_columns(group)]
 
 
-def open_arrays(group: zarr.Group, names: Sequence[str]) -> dict[str, zarr.Array]:
-    """Arrays of a group by name, opened at once."""
-    places = [group.store_path / name for name in names]
-    opened = _at_once([partial(AsyncArray.open, place, zarr_format=3) for place in places])
-    return dict(zip(names, map(zarr.Array, opened), strict=True))
-
-
 def read_arrays(arrays: Mapping[str, zarr.Array], names: Iterable[str]) -> dict[str, Any]:
     """The contents of open arrays by name, read at once."""
-    chosen = {name: AsyncArray(arrays[name].metadata, arrays[name].store_path) for name in names}
-    contents = _at_once([partial(array.getitem, slice(None)) for array in chosen.values()])
-    return dict(zip(chosen, contents, strict=True))
+    return read_all({name: arrays[name] for name in names})
 
 
-def _at_once(requests: Sequence[Callable[[], Awaitable[Any]]]) -> list[Any]:
-    """The results of requests, sent together from Zarr's own thread: a thread for each would mostly wait for it.
-
-    If several fail, the error of the first in order is raised.
-    """
-
-    async def gathered() -> list[Any]:
-        limit = asyncio.Semaphore(REQUESTS_AT_ONCE)
-
-        async def limited(request: Callable[[], Awaitable[Any]]) -> Any:
-            async with limit:
-                return await request()
-
-        return await asyncio.gather(*map(limited, requests), return_exceptions=True)
-
-    results: list[Any] = sync(gathered())
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return results
+def read_columns_of(group: zarr.Group, names: Sequence[str]) -> dict[str, Any]:
+    """The contents of arrays of a group by name, opened and read at once."""
+    return read_all(open_arrays(group, names))
 
 
 def are_equal(one: Any, other: Any) -> bool:
@@ -114,7 +84,7 @@ def watch(group: zarr.Group) -> tuple[UInt8[np.ndarray, " case"], dict[str, zarr
     num_used = int(np.flatnonzero(in_use).max(initial=-1)) + 1
     for name, array in arrays.items():
         check_room(store.url, array, {"case": 0 if name == "status" else num_used, **lengths})
-    texts = arrays["shards"][:]
+    texts = read_all({"shards": arrays["shards"]})["shards"]
     shards = {int(row): str(texts[row]) for row in np.flatnonzero(in_use)}
     store.expect(group.path, Expected(in_use, lengths, chunks, shards))
     return status, arrays
@@ -123,11 +93,9 @@ def watch(group: zarr.Group) -> tuple[UInt8[np.ndarray, " case"], dict[str, zarr
 def states_of_rows(group: zarr.Group, url: str) -> UInt8[np.ndarray, " case"]:
     """The states of all rows. Their one chunk shows whether rows beyond the end of the array are in use."""
     for is_last_try in (False, True):
-        array = group["status"]  # opened again, since a writer may have added rows in between
-        whole = zarr.Array(
-            AsyncArray(metadata=array.metadata.update_shape((schema.STATUS_ROWS,)), store_path=array.store_path)
-        )
-        states = np.asarray(whole[:])
+        # Opened again, since a writer may have added rows in between.
+        array = open_arrays(group, ["status"])["status"]
+        states = np.asarray(read_all({"status": with_shape(array, (schema.STATUS_ROWS,))})["status"])
         num_rows = array.shape[0]
         if (states[num_rows:] == schema.PENDING).all():
             break
@@ -150,10 +118,11 @@ def check_axis_names(group: zarr.Group) -> None:
 
     A swapped file would otherwise swap the sequences.
     """
+    stored = read_columns_of(group, list(schema.NAMED_AXES))
     for axis, attribute in schema.NAMED_AXES.items():
         expected = list(group.attrs.asdict().get(attribute, ["(a missing attribute)"]))
         # A writer that died, or is at work, may have added further names.
-        names = [str(name) for name in group[axis][: len(expected)]]
+        names = [str(name) for name in stored[axis][: len(expected)]]
         if names != expected:
             url = group.store_path.store.url
             raise StoreError(
@@ -182,5 +151,5 @@ def read_columns(group: zarr.Group) -> tuple[zarr.Group, dict[str, Any], zarr.Ar
             continue
         columns = read_arrays(arrays, arrays.keys() - {*READ_BY_CASE, "modality", "annotation", "status"})
         # If the states differ, a case was committed or replaced while the columns were read: read again.
-        if np.array_equal(status, group["status"][:]):
+        if np.array_equal(status, read_columns_of(group, ["status"])["status"]):
             return group, columns | {"status": status}, arrays["record"]

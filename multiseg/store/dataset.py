@@ -10,7 +10,8 @@ import xarray as xr
 import zarr
 
 from multiseg.store import schema
-from multiseg.store.columns import coordinate_names, open_arrays, read_arrays
+from multiseg.store.columns import coordinate_names, read_arrays
+from multiseg.store.coordinate_chunks import open_arrays
 
 LAZY = ("image", "label", "foreground", "native_header")
 

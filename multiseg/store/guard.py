@@ -77,6 +77,11 @@ class GuardedStore(WrapperStore[ZarrStore]):  # type: ignore[misc]
         """The store without the guard."""
         return self._store
 
+    @property
+    def innermost(self) -> ZarrStore:
+        """The store that has the objects: a rehearsal of a repair wraps another."""
+        return getattr(self._store, "innermost", self._store)
+
     def __str__(self) -> str:
         return self.url
 
@@ -86,8 +91,12 @@ class GuardedStore(WrapperStore[ZarrStore]):  # type: ignore[misc]
     def get_sync(
         self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """As `get`, without an event loop: newer versions of zarr call it if the inner store has it."""
+        """As `get`, without an event loop, if the inner store has it. Newer versions of zarr call it, too."""
         return self._checked(key, self._store.get_sync(key, prototype=prototype, byte_range=byte_range))
+
+    def set_sync(self, key: str, value: Buffer) -> None:
+        """As `set`, without an event loop."""
+        self._store.set_sync(key, value)
 
     async def get_ranges(self, key: str, byte_ranges: Any, **options: Any) -> Any:
         """Many byte ranges of one object; newer versions of zarr call it."""

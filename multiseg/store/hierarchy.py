@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -13,8 +15,9 @@ import zarr
 from zarr.abc.store import ByteRequest
 from zarr.abc.store import Store as ZarrStore
 from zarr.core.buffer import default_buffer_prototype
+from zarr.core.group import AsyncGroup, GroupMetadata
 from zarr.core.sync import sync
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, StorePath
 
 from multiseg.errors import MultisegError, StoreError, UsageError
 from multiseg.store.damage import UNREADABLE, damaged, not_readable, one_line
@@ -25,6 +28,8 @@ from multiseg.store.schema import CONVERTED, FORMAT
 ROOT_KEY = "multiseg"
 NO_STORE = "NO_STORE"
 """The code of the error for a missing store, as opposed to a damaged one."""
+REQUESTS_AT_ONCE = 16
+"""Parallel requests: a database has about 25 coordinates, and each answer of a server takes time."""
 OLD_FORMAT = "OLD_FORMAT"
 """The code of the error for a store that must be converted first."""
 
@@ -72,20 +77,82 @@ def zarr_store(url: str, read_only: bool, leased: str = "") -> ZarrStore:
     return RemoteStore(url, read_only, partial(check_held, leased or url))
 
 
-def open_group(store: Any, path: str = "", mode: str = "r") -> zarr.Group:
-    """A group of a store, or the one at a `StorePath`; its metadata are read from its own zarr.json."""
-    return zarr.open_group(store, path=path, mode=mode, zarr_format=3, use_consolidated=False)
+def open_group(store: Any, path: str = "") -> zarr.Group:
+    """A group of a store, or the one at a `StorePath`; its metadata are read from its own zarr.json.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    place = store / path if isinstance(store, StorePath) else StorePath(store, path)
+    text = read_object(place.store, f"{place.path}/zarr.json".lstrip("/"))
+    if text is None:
+        raise FileNotFoundError(f"there is no group at {place}")
+    metadata = json.loads(text)
+    metadata.pop("consolidated_metadata", None)
+    return zarr.Group(AsyncGroup(GroupMetadata.from_dict(metadata), place))
 
 
 def read_object(store: ZarrStore, key: str, part: ByteRequest | None = None) -> bytes | None:
     """The bytes of an object, or of a part of it; None if it does not exist."""
-    data = sync(store.get(key, default_buffer_prototype(), part))
+    prototype = default_buffer_prototype()
+    if is_folder(store):
+        data = store.get_sync(key, prototype=prototype, byte_range=part)
+    else:
+        data = sync(store.get(key, prototype, part))
     return None if data is None else bytes(data.to_bytes())
+
+
+def read_objects(store: ZarrStore, keys: Sequence[str]) -> list[bytes | None]:
+    """The bytes of objects; None for those that do not exist."""
+    prototype = default_buffer_prototype()
+    if is_folder(store):
+        found = [store.get_sync(key, prototype=prototype) for key in keys]
+    else:
+        found = _at_once([partial(store.get, key, prototype) for key in keys])
+    return [None if data is None else bytes(data.to_bytes()) for data in found]
 
 
 def write_object(store: ZarrStore, key: str, data: bytes) -> None:
     """Write an object of a store."""
-    sync(store.set(key, default_buffer_prototype().buffer.from_bytes(data)))
+    write_objects(store, {key: data})
+
+
+def write_objects(store: ZarrStore, objects: Mapping[str, bytes]) -> None:
+    """Write objects of a store, in any order."""
+    buffers = {key: default_buffer_prototype().buffer.from_bytes(data) for key, data in objects.items()}
+    if is_folder(store):
+        for key, buffer in buffers.items():
+            store.set_sync(key, buffer)
+    else:
+        _at_once([partial(store.set, key, buffer) for key, buffer in buffers.items()])
+
+
+def is_folder(store: ZarrStore) -> bool:
+    """Whether a store is a folder on this computer: its small files are read and written directly, since the turns of
+    Zarr's event loop would cost more."""
+    return isinstance(getattr(store, "innermost", store), LocalStore)
+
+
+def _at_once(requests: Sequence[Callable[[], Awaitable[Any]]]) -> list[Any]:
+    """The results of requests, sent together from Zarr's own thread: a thread for each would mostly wait for it.
+
+    If several fail, the error of the first in order is raised.
+    """
+
+    async def gathered() -> list[Any]:
+        limit = asyncio.Semaphore(REQUESTS_AT_ONCE)
+
+        async def limited(request: Callable[[], Awaitable[Any]]) -> Any:
+            async with limit:
+                return await request()
+
+        return await asyncio.gather(*map(limited, requests), return_exceptions=True)
+
+    results: list[Any] = sync(gathered())
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
 
 
 def collect(names: AsyncIterator[str]) -> list[str]:
@@ -110,7 +177,7 @@ def open_root(url: str, mode: str, formats: Collection[int] = (FORMAT,)) -> zarr
     was_like_a_store = False
     try:
         was_like_a_store = is_like_a_store(url)  # checked first: a writer may be creating the store right now
-        root = open_group(GuardedStore(zarr_store(url, read_only=mode == "r"), url), mode=mode)
+        root = open_group(GuardedStore(zarr_store(url, read_only=mode == "r"), url))
     except MultisegError:
         raise
     except PermissionError as error:

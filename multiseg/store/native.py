@@ -79,7 +79,7 @@ def native_image(database: Database, case: Case, modality: str) -> Num[np.ndarra
         message = f"case {case.name!r} of {database.name!r} has no {modality!r}. It has: {', '.join(case.modalities)}."
         raise StoreError(message)
     channel = database.modalities.index(modality)
-    mean, std = (float(database.group[f"intensity_{name}"][case.row, channel]) for name in ("mean", "std"))
+    mean, std = case.intensity[modality]
     normalised = database.image(case, (0, 0, 0), case.extent)[channel].astype(np.float32)
     native, _ = database.native(case)
     target = ras_grid(native)

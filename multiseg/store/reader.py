@@ -25,9 +25,10 @@ from multiseg.store.array_layout import ArrayLayout
 from multiseg.store.byte_ranges import LocalParts, Parts
 from multiseg.store.checks.layout import damaged_files, damaged_files_of_case
 from multiseg.store.columns import check_axis_names, check_room, lengths_of, read_columns
+from multiseg.store.coordinate_chunks import open_arrays, read_rows
 from multiseg.store.copies import check_copies
 from multiseg.store.damage import damaged, reading
-from multiseg.store.hierarchy import ROOT_KEY, check_head, is_remote, local_path, open_root
+from multiseg.store.hierarchy import ROOT_KEY, check_head, is_remote, local_path, open_group, open_root
 from multiseg.store.preparation.grids import Grid
 from multiseg.store.preparation.recipe import Recipe
 from multiseg.store.records import known_affine, whole_header
@@ -92,7 +93,7 @@ class Database:
         self.recipe = Recipe.from_json(attributes["recipe"])
         self.attributes = attributes
         # Open them after reading the columns, so that they have room for every case and name.
-        self._image, self._label = group["image"], group["label"]
+        self._image, self._label = open_arrays(group, ["image", "label"]).values()
         url = str(group.store)
         check_copies(url, name, attributes, {"record": record, "image": self._image, "label": self._label})
         check_axis_names(group)
@@ -207,7 +208,7 @@ class Database:
     def foreground(self, case: Case) -> Int16[np.ndarray, "annotation structure point 3"]:
         """Sampled voxels of every structure; rows of -1 are empty."""
         with self._reading(case):
-            return np.asarray(self.group["foreground"][case.row, : len(self.schemas)])
+            return np.asarray(self._row(case, "foreground")[0][: len(self.schemas)])
 
     def foreground_points(
         self, rows: Sequence[int], annotation: int, structures: Sequence[int]
@@ -219,14 +220,18 @@ class Database:
     def sources(self, case: Case) -> list[dict[str, Any]]:
         """Every source file with its sha256 and each step it took."""
         with self._reading(case):
-            return list(json.loads(str(self.group["sources"][case.row])))
+            return list(json.loads(str(*self._row(case, "sources"))))
 
     def native(self, case: Case) -> tuple[Grid, bytes]:
         """The grid and the raw NIfTI header of the reference image."""
         with self._reading(case):
-            i, j, k = (int(n) for n in self.group["native_shape"][case.row])
-            header = whole_header(bytes(self.group["native_header"][case.row]))
-            return Grid(self.group["native_affine"][case.row], (i, j, k)), header
+            shape, affine, header = self._row(case, "native_shape", "native_affine", "native_header")
+            i, j, k = (int(n) for n in shape)
+            return Grid(affine, (i, j, k)), whole_header(bytes(header))
+
+    def _row(self, case: Case, *names: str) -> list[Any]:
+        """A case's row of each of these arrays. They are opened anew: the files may have been repaired."""
+        return list(read_rows(open_arrays(self.group, names), case.row).values())
 
     def _reading(self, case: Case) -> AbstractContextManager[None]:
         """Wrap reading of one case: damage becomes a StoreError."""
@@ -296,7 +301,7 @@ class Store:
 
     def _database(self, name: str) -> Database:
         with reading(self.url, f"database {name!r}", partial(damaged_files, self.url, name)):
-            database = Database(self.root[name], name)
+            database = Database(open_group(self.root.store_path, name), name)
         if database.recipe.spacing_mm != self.spacing_mm:
             problem = f"its voxel size is {self.spacing_mm} mm, but that of {name!r} is {database.recipe.spacing_mm} mm"
             raise damaged(self.url, "the root", [("zarr.json", problem)])

@@ -81,7 +81,7 @@ def next_revision(arrays: DatabaseArrays, case: str) -> int:
     """
     by_case = arrays.revisions
     if _ALL_CASES not in by_case:  # read only once, since there are no other writers
-        by_case[_ALL_CASES] = int(np.abs(arrays["revision"][:]).max(initial=0))
+        by_case[_ALL_CASES] = int(np.abs(arrays.read("revision")).max(initial=0))
     by_case[case] = max(by_case[_ALL_CASES], by_case.get(case, 0)) + 1
     return by_case[case]
 
@@ -91,7 +91,7 @@ def write_record(arrays: DatabaseArrays, row: int, record: Record) -> None:
     values = row_values(arrays, record)
     del values["case"]
     arrays.write_row(row, values)
-    arrays["record"][row] = record_text(record)
+    arrays.write_row(row, {"record": record_text(record)})
 
 
 def row_values(arrays: DatabaseArrays, record: Record) -> dict[str, Any]:
@@ -114,27 +114,27 @@ def describe_row(arrays: DatabaseArrays, row: int, **changes: Any) -> None:
     before = read_record(arrays, row)
     record = replace(before, revision=next_revision(arrays, before.case), **changes)
     old_values, new_values = row_values(arrays, before), row_values(arrays, record)
-    is_unfinished = arrays["revision"][row] < 0
-    arrays["revision"][row] = -record.revision
+    is_unfinished = arrays.row("revision", row) < 0
+    arrays.write_row(row, {"revision": -record.revision})
     sync_names(arrays.group)
-    arrays["record"][row] = record_text(record)
+    arrays.write_row(row, {"record": record_text(record)})
     sync_names(arrays.group)
     changeable = (*DESCRIPTION, *arrays.columns)
     changed = [name for name in changeable if is_unfinished or not are_equal(old_values[name], new_values[name])]
     arrays.write_row(row, {name: new_values[name] for name in changed})
     sync_names(arrays.group)
-    arrays["revision"][row] = record.revision
+    arrays.write_row(row, {"revision": record.revision})
 
 
 def finish_descriptions(arrays: DatabaseArrays) -> None:
     """Write the coordinates of rows whose writer died while it changed them."""
-    is_unfinished = (arrays["revision"][:] < 0) & (arrays["status"][:] == schema.COMMITTED)
+    is_unfinished = (arrays.read("revision") < 0) & (arrays.read("status") == schema.COMMITTED)
     for row in np.flatnonzero(is_unfinished):
         record = read_record(arrays, int(row))
         values = row_values(arrays, record)
         arrays.write_row(int(row), {name: values[name] for name in (*DESCRIPTION, *arrays.columns)})
         sync_names(arrays.group)
-        arrays["revision"][row] = record.revision
+        arrays.write_row(int(row), {"revision": record.revision})
 
 
 def read_record(arrays: DatabaseArrays, row: int) -> Record:
@@ -143,4 +143,4 @@ def read_record(arrays: DatabaseArrays, row: int) -> Record:
     Raises:
         StoreError: it is missing, or not a record.
     """
-    return parse_record(str(arrays["record"][row]), f"{arrays.group.path}/record/c/{row}")
+    return parse_record(str(arrays.row("record", row)), f"{arrays.group.path}/record/c/{row}")

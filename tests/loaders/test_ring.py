@@ -38,7 +38,6 @@ def test_whoever_keeps_all_batches_has_them_all(store, hashed, workers):
     assert len(set(addresses(kept))) == NUM
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_batch_that_is_kept_long_is_left_alone(store, hashed, workers):
     batches = stream_of(store, workers=workers).batches(0, 30)
@@ -70,13 +69,11 @@ def test_whatever_looks_at_a_batch_keeps_its_memory(store, look):
     del looking
 
 
-@pytest.mark.slow
 def test_a_loop_gets_few_places_of_memory_again_and_again(store):
     seen = {batch.images.data_ptr() for batch in stream_of(store, workers=1, ahead=2).batches(0, 30)}
     assert len(seen) <= 2 + MAX_LENT
 
 
-@pytest.mark.slow
 def test_places_come_back_after_somebody_kept_many(store, hashed):
     batches = stream_of(store, workers=1, ahead=1).batches(0, 30)
     kept = [next(batches) for _ in range(6)]

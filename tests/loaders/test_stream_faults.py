@@ -122,7 +122,6 @@ def test_a_death_ends_the_stream_by_choice(store, monkeypatch, caplog):
     assert not caplog.records
 
 
-@pytest.mark.slow
 def test_a_patch_that_kills_whoever_reads_it_ends_the_stream(store, monkeypatch, caplog):
     hit = stream_of(store).batches(0, 1)
     case = next(hit).case[1]
@@ -221,7 +220,6 @@ def is_alive(pid):
         return False
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("start", ["fork", "spawn", "forkserver"])
 def test_workers_go_when_their_parent_is_killed(store_url, tmp_path, start):
     num = 2 if start == "fork" else 1  # each of the others imports all again
@@ -283,7 +281,6 @@ for start in ("fork", "spawn", "forkserver"):
 """
 
 
-@pytest.mark.slow
 def test_a_full_dev_shm_does_no_harm(store_url, hashed, tmp_path):
     process, said = forked(tmp_path, "from contextlib import suppress\n" + TINY, store_url)
     if process.wait(timeout=120) == 77:
@@ -335,7 +332,6 @@ def test_a_damaged_image_is_told_with_its_case_and_file(copied, crew, how):
     assert readers() == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["0", "1GB"])
 @pytest.mark.parametrize("name", ["image", "label"])
 def test_a_file_that_is_gone_is_not_taken_for_zeros(copied, name, cache):
@@ -365,7 +361,6 @@ def test_a_label_of_background_alone_has_no_file_and_needs_none(copied, hashed):
     assert all(batch.images.any() for batch in batches)
 
 
-@pytest.mark.slow
 def test_train_tells_damage_by_its_exit_code(copied, tmp_path, capsys):
     for file in files_of(copied, "image"):
         damage(file, "flip")
@@ -377,7 +372,6 @@ def test_train_tells_damage_by_its_exit_code(copied, tmp_path, capsys):
     assert "Traceback" not in said
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_train_is_interrupted_with_its_workers(store_url, tmp_path, number):
     """As by Ctrl-C, which every process of a terminal gets."""

@@ -10,11 +10,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import zarr
-from zarr.storage import LocalStore
 
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
 from multiseg.store.cases import CaseFiles
+from multiseg.store.durable import DurableStore
 from multiseg.store.ingest.ingest_plan import IngestOptions
 from multiseg.store.ingest.ingestion import IngestReport, ingest
 from multiseg.store.reader import open_store
@@ -119,22 +119,15 @@ def contents(url: Path | str, within: str = "") -> dict[tuple[str, str], Any]:
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, at: int) -> list[str]:
     """The process ends at this write (from 0) of an object. The keys that are written come into the list."""
-    write, written = LocalStore.set, list[str]()
-    from multiseg.store.durable import DurableStore
+    write, written = DurableStore._write, list[str]()
 
-    durable = DurableStore.set
+    def dying(store: DurableStore, key: str, value: Any) -> None:
+        if len(written) == at:
+            raise KilledError
+        written.append(key)
+        write(store, key, value)
 
-    def dying(real: Callable[..., Any]) -> Any:
-        async def set_(store: Any, key: str, value: Any) -> None:
-            if len(written) == at:
-                raise KilledError
-            written.append(key)
-            await real(store, key, value)
-
-        return set_
-
-    monkeypatch.setattr(LocalStore, "set", dying(write))
-    monkeypatch.setattr(DurableStore, "set", dying(durable))
+    monkeypatch.setattr(DurableStore, "_write", dying)
     return written
 
 

@@ -30,7 +30,6 @@ def test_select(store_url: str) -> None:
     assert all(by_split.values())
 
 
-@pytest.mark.slow
 def test_select_by_participants_columns(store_url: str) -> None:
     store = open_store(store_url)
     dogwood = store["dogwood"].cases
@@ -46,7 +45,6 @@ def test_select_by_participants_columns(store_url: str) -> None:
         select(store, participants={"height": 1.8})
 
 
-@pytest.mark.slow
 def test_select_refuses_what_is_not_there(store_url: str) -> None:
     store = open_store(store_url)
     with pytest.raises(StoreError, match="has no database 'elm'"):
@@ -55,7 +53,6 @@ def test_select_refuses_what_is_not_there(store_url: str) -> None:
         select(store, split="validation")
 
 
-@pytest.mark.slow
 def test_a_table_has_a_row_a_case(store_url: str) -> None:
     listed = table(open_store(store_url).cases)
     assert len(listed) == 16
@@ -83,7 +80,6 @@ def test_a_seed_draws_its_own_split() -> None:
     assert len(draws) > 1
 
 
-@pytest.mark.slow
 @given(st.integers(3, 40), st.integers(0, 40), st.integers(0, 3))
 def test_an_interrupted_ingest_ends_with_the_same_split(count: int, done: int, seed: int) -> None:
     at_once = assign_splits(cases(count), SHARES, seed)
@@ -130,7 +126,6 @@ def clinics(sizes: list[int]) -> list[CaseFiles]:
     ]
 
 
-@pytest.mark.slow
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(0, 20))
 def test_every_site_is_shared_out_alike(sizes: list[int], seed: int) -> None:
     chosen = assign_splits(clinics(sizes), SHARES, seed)

@@ -72,7 +72,6 @@ def test_a_given_split_is_never_changed_whenever_it_was_given(clinic: Clinic) ->
     assert clinic.splits()["B/b0"] == "test"
 
 
-@pytest.mark.slow
 def test_two_given_splits_that_differ_are_an_error(clinic: Clinic) -> None:
     cases = [clinic.case("p", 1, 1, split="train"), clinic.case("q", 1, 2, split="test")]
     done = clinic.ingest(("A", cases))
@@ -100,7 +99,6 @@ def test_drawn_splits_of_copies_go_to_where_a_model_may_have_learnt(clinic: Clin
     assert clinic.ingest(("A", cases), split={"train": 0.5, "test": 0.5}, seed=3)["A"].described == ()
 
 
-@pytest.mark.slow
 def test_another_patients_label_is_told(clinic: Clinic) -> None:
     done = clinic.ingest(("A", [clinic.case("p", 1), clinic.case("q", 2, label_seed=1), clinic.case("r", 3)]))
     assert codes(done["A"]) == ["DUPLICATE_LABEL"]

@@ -138,7 +138,6 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
     return 2 * float((a & b).sum()) / float(a.sum() + b.sum())
 
 
-@pytest.mark.slow
 def test_a_resampled_image_comes_home_dampened_but_in_place(finer: Store, sources: Path) -> None:
     """White noise loses contrast on the way; what is left is where it was, and the border is not darkened."""
     for case in ("T00", "T17", "T47"):
@@ -190,7 +189,6 @@ def written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
     return write
 
 
-@pytest.mark.slow
 def test_big_numbers_and_several_for_one_structure(written: Callable[..., Path]) -> None:
     label = np.zeros(SHAPE, dtype=np.int32)
     label[4:8, 4:8, 4:8] = 2035
@@ -211,7 +209,6 @@ def test_big_numbers_and_several_for_one_structure(written: Callable[..., Path])
     assert "    2    " not in (home / "label-seg.itksnap.txt").read_text()
 
 
-@pytest.mark.slow
 def test_nothing_is_written_over(written: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     home = written(np.pad(np.ones((4, 4, 4), np.uint8), [(6, n - 10) for n in SHAPE]))
     before = {path.name: path.read_bytes() for path in home.iterdir()}
@@ -225,7 +222,6 @@ def test_nothing_is_written_over(written: Callable[..., Path], capsys: pytest.Ca
     assert "--write needs a case" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_what_a_case_does_not_have(same_size: Store, store_url: str) -> None:
     database = same_size["turned"]
     with pytest.raises(StoreError, match=r"case 'T00' of 'turned' has no annotation 'tissue'\. It has: lesion"):

@@ -62,7 +62,6 @@ def test_a_bug_is_not_taken_for_bad_data() -> None:
         list(run_tasks(fail, [1, 2], Workers(2, "threads")))
 
 
-@pytest.mark.slow
 def test_a_worker_that_dies_takes_no_other_task_along() -> None:
     done = {one.task: one for one in run_tasks(die_of_five, list(range(9)), Workers(2, "processes"))}
     assert sorted(done) == list(range(9))
@@ -98,7 +97,6 @@ def test_a_worker_that_dies_while_results_are_written(monkeypatch: pytest.Monkey
     assert len(given) == 7 + 1 + 2  # one in vain, and the trial of each of two pools
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [Workers(1), Workers(2, "threads"), Workers(2, "processes")])
 def test_a_task_that_runs_out_of_memory_is_done(workers: Workers) -> None:
     done = {one.task: one for one in run_tasks(ask_for_too_much, [1, 2, 3], workers)}

@@ -180,7 +180,6 @@ def test_findings_name_the_pseudonym_and_the_file(visits: DatabaseFiles, tmp_pat
     assert_nothing_of((*REAL, "DOE_1"), url)
 
 
-@pytest.mark.slow
 def test_an_answer_still_goes_home(visits: DatabaseFiles, tmp_path: Path) -> None:
     """The header lost its texts, and no number."""
     _, url = taken(visits, tmp_path)
@@ -191,7 +190,6 @@ def test_an_answer_still_goes_home(visits: DatabaseFiles, tmp_path: Path) -> Non
         np.testing.assert_allclose(read_volume(tmp_path / "home.nii").affine, AFFINE)
 
 
-@pytest.mark.slow
 def test_a_rehearsal_writes_no_names(visits: DatabaseFiles, tmp_path: Path) -> None:
     told = forecast(visits, str(tmp_path / "s.zarr"), options(tmp_path), {"SMITH", "JONES"})
     assert len(told.new) == 3
@@ -201,7 +199,6 @@ def test_a_rehearsal_writes_no_names(visits: DatabaseFiles, tmp_path: Path) -> N
     assert forecast(visits, str(tmp_path / "s.zarr"), options(tmp_path)).same == report.written
 
 
-@pytest.mark.slow
 def test_files_that_can_hold_no_names(visits: DatabaseFiles, tmp_path: Path) -> None:
     url = str(tmp_path / "s.zarr")
     _, _ = taken(visits, tmp_path)

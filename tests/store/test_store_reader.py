@@ -11,7 +11,7 @@ import xarray as xr
 import zarr
 
 from multiseg.errors import StoreError
-from multiseg.store import schema
+from multiseg.store import hierarchy, schema
 from multiseg.store.arrays import DatabaseArrays
 from multiseg.store.cases import CaseFiles
 from multiseg.store.checks.verification import verify_store
@@ -186,7 +186,7 @@ def test_a_store_that_is_made_while_it_is_opened_is_not_damaged(
         raise FileNotFoundError("no group found")
 
     with monkeypatch.context() as patched:
-        patched.setattr(zarr, "open_group", open_too_early)
+        patched.setattr(hierarchy, "open_group", open_too_early)
         with pytest.raises(StoreError) as caught:
             open_store(str(url))
     assert caught.value.code == "NO_STORE"

@@ -36,7 +36,8 @@ from multiseg.loaders.batches import PatchStream, StreamOptions
 from multiseg.loaders.draw import DrawOptions
 from multiseg.modalities import ModalityAxis
 from multiseg.store import schema
-from multiseg.store.columns import coordinate_names, open_arrays, read_arrays
+from multiseg.store.columns import coordinate_names, read_arrays
+from multiseg.store.coordinate_chunks import open_arrays
 from multiseg.store.ingest.ingest_plan import IngestOptions
 from multiseg.store.ingest.ingestion import ingest
 from multiseg.store.reader import open_store
@@ -159,7 +160,6 @@ def test_other_processes_read_a_web_server(web: str, few_url: str) -> None:
         np.testing.assert_array_equal(here, there)
 
 
-@pytest.mark.slow
 def test_a_database_that_is_not_named_is_not_there_yet(few_url: str, tmp_path: Path) -> None:
     url = str(shutil.copytree(few_url, tmp_path / "brain.zarr"))
     root = zarr.open_group(url, mode="r+")
@@ -169,7 +169,6 @@ def test_a_database_that_is_not_named_is_not_there_yet(few_url: str, tmp_path: P
     root["birch"].attrs.update({"pathology": "glioma"})
 
 
-@pytest.mark.slow
 def test_a_dataset_has_the_committed_cases_alone(few_url: str, tmp_path: Path) -> None:
     url = str(shutil.copytree(few_url, tmp_path / "brain.zarr"))
     zarr.open_group(url, mode="r+")["alder/status"][[0, 2]] = [schema.SUPERSEDED, schema.PENDING]
@@ -178,7 +177,6 @@ def test_a_dataset_has_the_committed_cases_alone(few_url: str, tmp_path: Path) -
     np.testing.assert_array_equal(dataset.image[0].values, zarr.open_group(url, mode="r")["alder/image"][1])
 
 
-@pytest.mark.slow
 def test_a_database_that_is_named_and_gone_is_damage(few_url: str, tmp_path: Path) -> None:
     url = str(shutil.copytree(few_url, tmp_path / "brain.zarr"))
     (tmp_path / "brain.zarr/alder/label/zarr.json").unlink()
@@ -440,7 +438,6 @@ def test_refused_and_silent_servers(
         assert re.search(r"cannot reach http\S+\. Check AWS_ENDPOINT_URL and the network", capsys.readouterr().err)
 
 
-@pytest.mark.slow
 def test_a_web_server_is_only_read(web: str, few_hospitals: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(ingest_command(few_hospitals, web)) == 5
     assert f"{web} is read-only: it is on a web server. Name the folder or bucket" in capsys.readouterr().err

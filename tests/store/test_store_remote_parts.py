@@ -238,7 +238,6 @@ def test_an_object_that_ends_too_soon_is_named(
                 RemoteParts(url).read(key, wanted, is_first=True)
 
 
-@pytest.mark.slow
 def test_what_is_wrong_is_said_in_words(far: str, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_parts, "connect", functools.partial(connect, patient=False))
     monkeypatch.setenv("MULTISEG_RETRY_SECONDS", "1")

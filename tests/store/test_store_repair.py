@@ -166,7 +166,6 @@ def test_a_damaged_file_is_made_again(
     assert len(kept) == (DAMAGES[what][1] not in (GONE, b""))
 
 
-@pytest.mark.slow
 def test_points_whose_record_is_lost_too_get_a_new_mark(store: Path, sound: Path, sound_contents: Contents) -> None:
     """A record that is made again is made of the files that are there, also of a damaged one."""
     own = damage(store, "points flipped")
@@ -202,7 +201,6 @@ def advice(url: Path, file: str) -> set[str]:
     return {next(word for word in ("multiseg repair", "--redo") if word in one.message) for one in found}
 
 
-@pytest.mark.slow
 def test_only_for_voxels_a_new_ingest_is_the_first_advice(store: Path) -> None:
     image, label = store / "alder/image/c/1/0/0/0/0", store / "birch/label/c/0/0/0/0/0"
     image.write_bytes(image.read_bytes()[:-3])
@@ -368,7 +366,6 @@ def test_a_damaged_database_does_not_lock_the_others_out(
     assert "bug" not in said
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", ["root", "root of wrong types"])
 def test_a_damaged_root_is_named(what: str, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damage(store, what)

@@ -113,7 +113,6 @@ def test_a_database_without_a_template_has_no_such_array_and_gets_it_later(
     assert errors(url) == []
 
 
-@pytest.mark.slow
 def test_another_template_or_none_is_refused(
     tmp_path: Path, options: IngestOptions, registered: tuple[Path, IngestReport]
 ) -> None:

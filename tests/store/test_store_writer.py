@@ -50,15 +50,15 @@ def rows(url: Path) -> list[tuple[str, int]]:
 
 def die_before(monkeypatch: pytest.MonkeyPatch, key: str, after: str = "") -> None:
     """The process ends instead of the first write of an object, or of the first one after that of another."""
-    write, seen = DurableStore.set, [not after]
+    write, seen = DurableStore._write, [not after]
 
-    async def dying(store: DurableStore, name: str, value: Any) -> None:
+    def dying(store: DurableStore, name: str, value: Any) -> None:
         if seen[0] and name == key:
             raise KilledError
         seen[0] = seen[0] or name == after
-        await write(store, name, value)
+        write(store, name, value)
 
-    monkeypatch.setattr(DurableStore, "set", dying)
+    monkeypatch.setattr(DurableStore, "_write", dying)
 
 
 def test_a_replacement_cut_off_before_its_commit_takes_its_own_row_again(
@@ -98,18 +98,18 @@ def test_a_description_reaches_the_disk_and_leaves_metadata_alone(
     take(url, case(tmp_path, "P1", 1, site="north", split="train"))
     flushed: set[str] = set()
     written: list[str] = []
-    sync, write = os.fsync, DurableStore.set
+    sync, write = os.fsync, DurableStore._write
 
     def noted_sync(handle: int) -> None:
         flushed.add(str(Path(f"/proc/self/fd/{handle}").readlink()))
         sync(handle)
 
-    async def noted_write(store: DurableStore, name: str, value: Any) -> None:
+    def noted_write(store: DurableStore, name: str, value: Any) -> None:
         written.append(name)
-        await write(store, name, value)
+        write(store, name, value)
 
     monkeypatch.setattr(os, "fsync", noted_sync)
-    monkeypatch.setattr(DurableStore, "set", noted_write)
+    monkeypatch.setattr(DurableStore, "_write", noted_write)
     assert take(url, case(tmp_path, "P1", 1, site="south")).described == ("P1",)
     assert (open_store(str(url)).cases[0].site, open_store(str(url)).cases[0].split) == ("south", "train")
     assert zarr.open_group(url / "db", mode="r")["split_given"][0]

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import zarr
@@ -14,8 +14,10 @@ from jaxtyping import Shaped
 from zarr.abc.store import RangeByteRequest
 
 from multiseg.store.checks.fault_collector import Faults, advice
+from multiseg.store.coordinate_chunks import decode_chunk, is_plain
 from multiseg.store.damage import UNREADABLE, one_line
 from multiseg.store.hierarchy import read_object
+from multiseg.store.shard_decoding import decode_shard, has_own_shards
 
 Index: TypeAlias = tuple[int, ...]
 Region: TypeAlias = tuple[slice, ...]
@@ -55,18 +57,34 @@ def _region(array: zarr.Array, corner: Sequence[int], size: Sequence[int]) -> Re
 
 
 def _decoded(array: zarr.Array, key: str, index: Index, region: Region, faults: Faults) -> Block:
+    decode = _decode_plain if is_plain(array) else _decode_shard if has_own_shards(array) else _decode_by_zarr
+    part = RangeByteRequest(0, 1) if decode is _decode_by_zarr else None
     try:
-        first = read_object(array.store_path.store, key, RangeByteRequest(0, 1))
-        if first is None:
+        data = read_object(array.store_path.store, key, part)
+        if data is None:
             return Block(key, index, region, None, is_missing=True)
-        if len(first) == 0:  # zarr treats an empty file as missing
+        if len(data) == 0:  # zarr treats an empty file as missing
             faults.damage("DAMAGED_CHUNK", key, "the file is empty", advice(array.basename))
             return Block(key, index, region, None, is_missing=False)
-        return Block(key, index, region, np.asarray(array[region]), is_missing=False)
+        return Block(key, index, region, np.asarray(decode(array, data, index, region)), is_missing=False)
     except UNREADABLE as error:
         problem = f"{_damaged_chunks(array, region)} cannot be decoded: {one_line(error)}"
         faults.damage("DAMAGED_CHUNK", key, problem, advice(array.basename))
         return Block(key, index, region, None, is_missing=False)
+
+
+def _decode_plain(array: zarr.Array, data: bytes, index: Index, region: Region) -> Any:
+    corners = [number * step for number, step in zip(index, array.chunks, strict=True)]
+    inside = tuple(slice(part.start - n, part.stop - n) for part, n in zip(region, corners, strict=True))
+    return decode_chunk(array, data)[inside]
+
+
+def _decode_shard(array: zarr.Array, data: bytes, index: Index, region: Region) -> Any:
+    return decode_shard(array, data, [part.stop - part.start for part in region])
+
+
+def _decode_by_zarr(array: zarr.Array, data: bytes, index: Index, region: Region) -> Any:
+    return array[region]
 
 
 def _damaged_chunks(array: zarr.Array, region: Region) -> str:

@@ -17,6 +17,7 @@ from multiseg.store import schema
 from multiseg.store.checks.chunks import Block, decoded_blocks
 from multiseg.store.checks.fault_collector import REPAIR, Faults, advice
 from multiseg.store.columns import are_equal, lengths_of, states_of_rows
+from multiseg.store.coordinate_chunks import open_arrays
 from multiseg.store.damage import UNREADABLE, one_line
 from multiseg.store.findings import Severity
 from multiseg.store.guard import Expected
@@ -132,7 +133,7 @@ def damaged_files_of_case(url: str, name: str, row: int) -> list[tuple[str, str]
     try:
         group = open_group(zarr_store(url, read_only=True), name)
         for array in BIG:
-            list(decoded_blocks(group[array], faults, row))
+            list(decoded_blocks(open_arrays(group, [array])[array], faults, row))
     except UNREADABLE:
         return damaged_files(url, name)
     files = [(found.file, found.message.removesuffix(f" {advice(found.file.split('/')[1])}")) for found in faults.found]
@@ -174,9 +175,7 @@ def _open_array(group: zarr.Group, name: str, faults: Faults) -> zarr.Array | No
     """An array whose metadata fit the schema; otherwise None, and the fault is reported."""
     file = f"{group.path}/{name}/zarr.json"
     try:
-        array = group[name]
-        if not isinstance(array, zarr.Array):
-            raise TypeError("it is a group")
+        array = open_arrays(group, [name])[name]
         wrong = _differences(name, array)
     except (KeyError, FileNotFoundError):
         faults.damage("MISSING_ARRAY", file, f"the array {name!r} is missing")
@@ -257,7 +256,11 @@ def _read_column(name: str, array: zarr.Array, faults: Faults, absent: list[tupl
     absent += [(name, block) for block in blocks if block.is_missing]
     if len(faults.found) > before:
         return None
-    return blocks[0].values if len(blocks) == 1 and not blocks[0].is_missing else array[:]
+    values = np.full(array.shape, array.fill_value, array.dtype)
+    for block in blocks:
+        if not block.is_missing:
+            values[block.region] = block.values
+    return values
 
 
 def _check_lengths(layout: Layout, faults: Faults) -> None:

@@ -288,7 +288,7 @@ def _write(
     writer = DatabaseWriter(root, info, plan)
     files = CaseFiles(
         case=case.name, images={}, subject=case.subject, session=case.session, site=case.site, split=case.split,
-        split_given=bool(writer.arrays["split_given"][case.row]), participant=case.participant,
+        split_given=bool(writer.arrays.row("split_given", case.row)), participant=case.participant,
     )  # fmt: skip
     try:
         writer.write(writer.reserve([case.name])[case.name], files, encoded)

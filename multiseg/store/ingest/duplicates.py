@@ -11,10 +11,10 @@ import zarr
 
 from multiseg.store import schema
 from multiseg.store.arrays import DatabaseArrays
-from multiseg.store.columns import watch
+from multiseg.store.columns import read_columns_of, watch
 from multiseg.store.durable import sync_names
 from multiseg.store.findings import Finding, Severity, by_name
-from multiseg.store.hierarchy import database_names
+from multiseg.store.hierarchy import database_names, open_group
 from multiseg.store.rows import describe_row
 
 NEAREST_TO_TRAINING = ("train", "val", "test")
@@ -109,9 +109,9 @@ def _into_one_split(rows: Sequence[Row]) -> tuple[list[Finding], list[tuple[Row,
 
 
 def _rows(root: zarr.Group, database: str) -> list[Row]:
-    group = root[database]
+    group = open_group(root.store_path, database)
     rows = np.flatnonzero(watch(group)[0] == schema.COMMITTED)
-    case, subject, split, given = (group[name][:] for name in ("case", "subject", "split", "split_given"))
+    case, subject, split, given = read_columns_of(group, ["case", "subject", "split", "split_given"]).values()
     return [
         Row(database, int(row), str(case[row]), str(subject[row]), str(split[row]), bool(given[row])) for row in rows
     ]
@@ -121,7 +121,7 @@ def _sharing_a_scan(root: zarr.Group, rows: Sequence[Row]) -> list[list[Row]]:
     """Groups of cases that share a scan, in the order of `rows`; each group once."""
     cases_of: dict[str, list[Row]] = {}
     for database, database_rows in by_name(rows, lambda row: row.database).items():
-        content = root[database]["content"][:]
+        content = read_columns_of(open_group(root.store_path, database), ["content"])["content"]
         for row in database_rows:
             for digest in {str(digest) for digest in content[row.row] if digest}:
                 cases_of.setdefault(digest, []).append(row)
@@ -132,7 +132,8 @@ def _sharing_a_label(root: zarr.Group, rows: Sequence[Row]) -> list[list[Row]]:
     """Groups of cases of different people with the same label file, if it is not empty."""
     cases_of: dict[str, list[Row]] = {}
     for database, database_rows in by_name(rows, lambda row: row.database).items():
-        sources, counts = root[database]["sources"][:], root[database]["foreground_count"][:]
+        group = open_group(root.store_path, database)
+        sources, counts = read_columns_of(group, ["sources", "foreground_count"]).values()
         for row in (row for row in database_rows if counts[row.row].any()):
             case_sources = json.loads(str(sources[row.row]))
             for digest in {source["sha256"] for source in case_sources if source["role"].startswith("label:")}:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
 import zarr
 from jaxtyping import Float, Int, Int16, UInt8
 from numcodecs import Zstd
+from zarr.storage import MemoryStore
 
 from multiseg.labels import LabelSchema
 from multiseg.store import schema
@@ -48,15 +50,18 @@ class ArrayPlan:
         in_chunk, in_shard = (self.modality_chunk,) * 2 if name == "image" else (1, self.annotation_shard)
         return (1, in_chunk, inner, inner, inner), (1, in_shard, shard, shard, shard)
 
-    def create(self, group: zarr.Group, name: str, shape: Sequence[int]) -> zarr.Array:
-        """Create the array "image" or "label" in a group."""
-        chunks, shards = self.chunks(name)
-        variable = schema.VOLUMES[name]
-        codec, attributes = (self.codec, schema.IMAGE_ATTRIBUTES) if name == "image" else (schema.LABEL_CODEC, None)
-        return group.create_array(
-            name, shape=tuple(shape), chunks=chunks, shards=shards, dtype=variable.dtype, fill_value=variable.fill,
-            dimension_names=variable.axes, attributes=attributes, compressors=schema.CODECS[codec],
-        )  # fmt: skip
+    def template(self, name: str) -> zarr.Array:
+        """The array "image" or "label" without rows, in memory."""
+        return _template(name, *self.chunks(name), self.codec if name == "image" else schema.LABEL_CODEC)
+
+
+@cache
+def _template(name: str, chunks: Index5, shards: Index5, codec: str) -> zarr.Array:
+    variable, attributes = schema.VOLUMES[name], schema.IMAGE_ATTRIBUTES if name == "image" else None
+    return zarr.create_array(
+        MemoryStore(), shape=(0,) * 5, chunks=chunks, shards=shards, dtype=variable.dtype, fill_value=variable.fill,
+        dimension_names=variable.axes, attributes=attributes, compressors=schema.CODECS[codec],
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

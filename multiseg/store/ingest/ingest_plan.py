@@ -19,7 +19,7 @@ from multiseg.store import schema
 from multiseg.store.border import one_case
 from multiseg.store.cases import CaseFiles, sha256_of
 from multiseg.store.catalogue import assign_splits
-from multiseg.store.columns import check_axis_names, participant_columns, text_columns, watch
+from multiseg.store.columns import check_axis_names, participant_columns, read_columns_of, text_columns, watch
 from multiseg.store.findings import Finding, Severity, by_name
 from multiseg.store.formats.nifti_zarr import files_of, is_nifti_zarr
 from multiseg.store.hierarchy import check_database_name, database_names, is_plain_name
@@ -149,7 +149,8 @@ def _stored_database(url: str, info: DatabaseInfo) -> StoredDatabase:
     check_axis_names(group)
     column_names = participant_columns(group)
     metadata_names = ["subject", "session", "site", "split", "split_given", *column_names]
-    columns = {name: group[name][:][rows] for name in ("case", "source_sha256", "revision", *metadata_names)}
+    needed = read_columns_of(group, ["case", "source_sha256", "revision", *metadata_names])
+    columns = {name: values[rows] for name, values in needed.items()}
     cases = [str(case) for case in columns["case"]]
     return StoredDatabase(
         digests=dict(zip(cases, map(str, columns["source_sha256"]), strict=True)),
@@ -173,7 +174,7 @@ def _corrected(group: zarr.Group, cases: Sequence[str], rows: Int[np.ndarray, " 
     """The cases with a corrected annotation, of those in these rows."""
     names = group.attrs.asdict()[schema.NAMED_AXES["annotation"]]
     columns = [index for index, name in enumerate(names) if is_correction(name)]
-    has_one = group["annotated"][:][rows][:, columns].any(axis=1)
+    has_one = read_columns_of(group, ["annotated"])["annotated"][rows][:, columns].any(axis=1)
     return frozenset(case for case, corrected in zip(cases, has_one, strict=True) if corrected)
 
 
@@ -181,7 +182,7 @@ def _unplaced(group: zarr.Group, cases: Sequence[str], rows: Int[np.ndarray, " c
     """The cases without an affine to a template, of those in these rows."""
     if schema.TEMPLATE not in group.attrs:
         return frozenset(cases)
-    is_unknown = np.isnan(group["to_template"][:][rows]).any(axis=(1, 2))
+    is_unknown = np.isnan(read_columns_of(group, ["to_template"])["to_template"][rows]).any(axis=(1, 2))
     return frozenset(case for case, unknown in zip(cases, is_unknown, strict=True) if unknown)
 
 

@@ -209,7 +209,7 @@ class _Ingest:
         if self.writer is None:
             with _naming_disk_faults(self.url):
                 root = open_or_create_root(self.url, self.options.spacing_mm)
-                self.writer = DatabaseWriter(root, self.intake.info, arrays)
+                self.writer = DatabaseWriter(root, self.intake.info, arrays, max(1, len(self.intake.todo)))
         return self.writer
 
     def _add_error(self, case: CaseFiles, error: DataError) -> None:

@@ -68,14 +68,15 @@ def _block_at(position: Sequence[int], shape: Index4) -> tuple[slice, ...]:
 def _shard(part: Block, chunk: Index4, grid: tuple[int, ...], pack: Callable[[Block], bytes]) -> bytes:
     body = bytearray()
     index = np.full((prod(grid), 2), NOTHING, dtype="<u8")
-    for number, position in enumerate(np.ndindex(grid)):
+    filled = [range(ceil(length / edge)) for length, edge in zip(part.shape, chunk, strict=True)]
+    for position in itertools.product(*filled):
         piece = part[_block_at(position, chunk)]
         if not piece.view(f"u{piece.itemsize}").any():  # as bits: -0.0 and NaN are not empty
             continue
         block = np.zeros(chunk, dtype=part.dtype)
         block[tuple(map(slice, piece.shape))] = piece
         packed = with_checksum(pack(block))
-        index[number] = len(body), len(packed)
+        index[np.ravel_multi_index(position, grid)] = len(body), len(packed)
         body += packed
     return bytes(body + with_checksum(index.tobytes())) if body else b""
 

@@ -20,7 +20,7 @@ from multiseg.store.arrays import DatabaseArrays
 from multiseg.store.cases import CaseFiles
 from multiseg.store.columns import check_axis_names, watch
 from multiseg.store.durable import gather, sync_names
-from multiseg.store.hierarchy import ROOT_KEY, write_object
+from multiseg.store.hierarchy import ROOT_KEY, open_group, write_object
 from multiseg.store.ingest.encoding import ArrayPlan, EncodedCase
 from multiseg.store.root import DatabaseInfo, check_agreement
 from multiseg.store.rows import describe_row, finish_descriptions, next_revision, record_of, write_record
@@ -52,15 +52,18 @@ def plan_arrays(group: zarr.Group | None, info: DatabaseInfo, modalities: Sequen
 class DatabaseWriter:
     """One database open for writing: reserve rows for cases, then write and commit each.
 
+    Args:
+        num_rows: the rows that a new database is created with.
+
     Raises:
         StoreError: the database exists with another recipe, codec or meaning of codes; or one of its files is missing.
     """
 
-    def __init__(self, root: zarr.Group, info: DatabaseInfo, plan: ArrayPlan) -> None:
+    def __init__(self, root: zarr.Group, info: DatabaseInfo, plan: ArrayPlan, num_rows: int = 1) -> None:
         gather(root)
         if info.name not in root:
             root.create_group(info.name, attributes=info.to_attributes())
-        self.group: zarr.Group = root[info.name]
+        self.group = open_group(root.store_path, info.name)
         self.info, self.plan = info, plan
         if info.name in root.attrs[ROOT_KEY]["databases"]:
             watch(self.group)
@@ -70,7 +73,7 @@ class DatabaseWriter:
         self._committed: dict[str, int] | None = None
         self._status = np.zeros(0, dtype=np.uint8)
         self._update_attributes()
-        self.arrays.require(plan)
+        self.arrays.require(plan, num_rows)
         if info.template:
             self.arrays.require_template(info.template.to_json())
         self.arrays.grow_names("modality", plan.modalities)
@@ -84,8 +87,7 @@ class DatabaseWriter:
         """Add the database to the root's list, by which readers find it. Call it only when all arrays exist."""
         head = root.attrs[ROOT_KEY]
         if self.info.name not in head["databases"]:
-            status = self.arrays["status"]
-            status[:] = status[:]  # so that its chunk exists
+            self.arrays.write("status", self.arrays.read("status"))  # so that its chunk exists
             root.attrs[ROOT_KEY] = head | {"databases": [*head["databases"], self.info.name]}
             watch(self.group)
 
@@ -100,7 +102,7 @@ class DatabaseWriter:
 
     def states(self) -> dict[str, tuple[int, int]]:
         """Row and state of every case that has a row; a committed row takes precedence over a pending one."""
-        names, status = self.arrays["case"][:], self.arrays["status"][:]
+        names, status = self.arrays.read("case"), self.arrays.read("status")
         found: dict[str, tuple[int, int]] = {}
         for row, (name, state) in enumerate(zip(map(str, names), status, strict=True)):
             if name and state != schema.SUPERSEDED and (name not in found or state == schema.COMMITTED):
@@ -114,7 +116,7 @@ class DatabaseWriter:
         row is cleared, in case a writer died before it did so.
         """
         states = self.states()
-        names, status = self.arrays["case"][:], self.arrays["status"][:]
+        names, status = self.arrays.read("case"), self.arrays.read("status")
         pending = [int(row) for row in np.flatnonzero(status == schema.PENDING)]
         # A writer that died just before a commit leaves a pending row with the same name as the committed one.
         pending_rows = {str(names[row]): row for row in reversed(pending) if names[row]}
@@ -125,12 +127,12 @@ class DatabaseWriter:
         new = range(len(names), len(names) + max(0, len(missing) - len(free)))
         self.arrays.fit(self.plan, num_rows=len(names) + len(new))
         rows |= dict(zip(missing, [*free, *new], strict=False))
-        names = self.arrays["case"][:]
+        names = self.arrays.read("case")
         names[np.flatnonzero(status == schema.SUPERSEDED)] = ""
         for case, row in rows.items():
             # A case with a committed row gets no name in its new row before that is committed.
             names[row] = "" if states.get(case, (0, -1))[1] == schema.COMMITTED else case
-        self.arrays["case"][:] = names
+        self.arrays.write("case", names)
         self._committed = None
         return rows
 
@@ -159,7 +161,7 @@ class DatabaseWriter:
         for name in schema.BY_CASE:
             # Remove what a dead writer left in this row: a smaller case would not overwrite all of it.
             sync(store.delete_dir(f"{prefix}/{name}/c/{row}"))
-        for shard, data in encoded.shards.items():
+        for shard, data in encoded.shards.items():  # one after another: they may be large
             write_object(store, key_of(prefix, row, shard), data)
 
     def _participant(self, files: CaseFiles) -> dict[str, str | float]:
@@ -170,7 +172,7 @@ class DatabaseWriter:
     def describe(self, row: int, files: CaseFiles) -> None:
         """Update the metadata of a case that is in the store, and flush them to the disk."""
         # A given split stays a given one.
-        was_given = bool(self.arrays["split_given"][row])
+        was_given = bool(self.arrays.row("split_given", row))
         describe_row(
             self.arrays, row, subject=files.person, session=files.session, site=files.site, split=files.split,
             split_given=files.split_given or was_given, participant=self._participant(files),
@@ -182,30 +184,30 @@ class DatabaseWriter:
         if self._committed is None:
             states = self.states().items()
             self._committed = {name: its_row for name, (its_row, state) in states if state == schema.COMMITTED}
-            self._status = self.arrays["status"][:]
+            self._status = self.arrays.read("status")
         status = self._status.copy()
         old_row = self._committed.get(case, row)
-        self.arrays["case"][row] = case
+        self.arrays.write_row(row, {"case": case})
         status[old_row] = schema.SUPERSEDED
         status[row] = schema.COMMITTED
         # A local store first flushes everything written before to the disk, and then writes and flushes this chunk.
-        self.arrays["status"][:] = status
+        self.arrays.write("status", status)
         self._status = status
         self._committed[case] = row
         if old_row != row:
             sync_names(self.group)  # a row keeps its name as long as it is valid
-            self.arrays["case"][old_row] = ""
+            self.arrays.write_row(old_row, {"case": ""})
 
     def release_rows(self) -> None:
         """Free the reserved rows that were not committed: remove those at the end, and clear the names of the others.
 
         A pending row with a name would mean that its writer is at work or has died. The row of a failed case is free.
         """
-        status, names = self.arrays["status"][:], self.arrays["case"][:]
+        status, names = self.arrays.read("status"), self.arrays.read("case")
         failed = (status == schema.PENDING) & np.array([bool(str(name)) for name in names], dtype=bool)
         if failed.any():
             names[failed] = ""
-            self.arrays["case"][:] = names
+            self.arrays.write("case", names)
         self._committed = None
         num_used = max(1, int(np.flatnonzero(status != schema.PENDING).max(initial=-1)) + 1)
         if num_used < len(status):

@@ -75,12 +75,28 @@ class Rehearsal(WrapperStore[ZarrStore]):  # type: ignore[misc]
         value: Buffer | None = await self._store.get(key, prototype, byte_range)
         return value
 
+    def get_sync(
+        self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        if key in self._written:
+            return self._written[key]
+        value: Buffer | None = self._store.get_sync(key, prototype=prototype, byte_range=byte_range)
+        return value
+
+    @property
+    def innermost(self) -> ZarrStore:
+        """The store that has the objects."""
+        return self._store
+
     get_partial_values = GuardedStore.get_partial_values  # by `get`
 
     async def exists(self, key: str) -> bool:
         return self._written[key] is not None if key in self._written else bool(await self._store.exists(key))
 
     async def set(self, key: str, value: Buffer) -> None:
+        self._written[key] = value
+
+    def set_sync(self, key: str, value: Buffer) -> None:
         self._written[key] = value
 
     set_if_not_exists = ZarrStore.set_if_not_exists  # by `exists` and `set`

@@ -79,5 +79,5 @@ def _replace(place: Place, rows: Rows, row: int, shard: str, data: bytes) -> Non
     place.replace(key, data, f"the sampled voxels of {record.case}, from its label")
     if record.shards.get(shard) != mark_of(data):
         rows.records[row] = replace(record, shards={**record.shards, shard: mark_of(data)})
-        rows.arrays["record"][row] = record_text(rows.records[row])
+        rows.arrays.write_row(row, {"record": record_text(rows.records[row])})
         place.log.repaired(f"{rows.name}/record/c/{row}", f"the digest of {key} in the record of {record.case}")

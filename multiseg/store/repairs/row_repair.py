@@ -9,18 +9,16 @@ from typing import Any
 import numpy as np
 import zarr
 from jaxtyping import UInt8
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
-from zarr.storage import MemoryStore
 
 from multiseg.errors import StoreError
 from multiseg.store import schema
-from multiseg.store.arrays import WRITE_ALL, DatabaseArrays
+from multiseg.store.arrays import DatabaseArrays
 from multiseg.store.checks.chunks import Index, chunks_of, decoded_blocks
 from multiseg.store.checks.fault_collector import Faults
 from multiseg.store.columns import are_equal
+from multiseg.store.coordinate_chunks import empty_chunk, encode_chunk
 from multiseg.store.damage import UNREADABLE
-from multiseg.store.hierarchy import open_group, read_object
+from multiseg.store.hierarchy import open_group
 from multiseg.store.records import FileMark, Record, parse_record, record_of_row, record_text
 from multiseg.store.repairs.place import Place
 from multiseg.store.rows import mark_of, row_values
@@ -68,7 +66,7 @@ class Rows:
 
 def repair_rows(place: Place, name: str, on_row: Callable[[], None]) -> Rows:
     """Restore and return the rows of a database, whose metadata must be sound; `on_row` is called for each."""
-    arrays = DatabaseArrays(open_group(place.store, name, "r+"))
+    arrays = DatabaseArrays(open_group(place.store, name))
     _repair_axis_names(place, arrays)
     rows = _read(place, name, arrays, on_row)
     _fit_extent(arrays, rows)
@@ -82,7 +80,7 @@ def repair_rows(place: Place, name: str, on_row: Callable[[], None]) -> Rows:
             place.log.lost(name, _case(rows, row), f"{name}/record/c/{row}", why)
         rows.status[row] = schema.SUPERSEDED
     if lost and rows.has_status:  # first, since the next steps write nothing to these rows
-        arrays["status"][:] = rows.status
+        arrays.write("status", rows.status)
     _repair_records(place, rows, lost)
     _repair_coordinates(place, rows)
     if not rows.has_status:
@@ -150,7 +148,7 @@ def _repair_axis_names(place: Place, arrays: DatabaseArrays) -> None:
 def _read(place: Place, name: str, arrays: DatabaseArrays, on_row: Callable[[], None]) -> Rows:
     try:
         has_status = bool(place.read(f"{name}/status/c/0"))
-        status = np.array(arrays["status"][:])
+        status = arrays.read("status")
         has_status &= set(status.tolist()) <= {schema.PENDING, schema.COMMITTED, schema.SUPERSEDED}
     except UNREADABLE:
         has_status, status = False, np.zeros(arrays.num_rows, dtype=np.uint8)
@@ -158,7 +156,7 @@ def _read(place: Place, name: str, arrays: DatabaseArrays, on_row: Callable[[], 
     for row in range(min(rows.num, arrays["record"].shape[0])):
         on_row()
         try:
-            rows.records[row] = parse_record(str(arrays["record"][row]), "")
+            rows.records[row] = parse_record(str(arrays.row("record", row)), "")
         except UNREADABLE:
             continue
     skipped = {"status", "record", *schema.NAMED_AXES, *schema.BY_CASE}
@@ -205,7 +203,7 @@ def _repair_records(place: Place, rows: Rows, lost: Sequence[int]) -> None:
         key, recorded = f"{rows.name}/record/c/{row}", rows.recorded_values(row)
         if row in lost:
             place.set_aside(key)
-            rows.arrays["record"][row] = ""
+            rows.arrays.write_row(row, {"record": ""})
             rows.records.pop(row, None)
             continue
         if recorded is not None and (rows.is_bad(row) or rows.columns["revision"][row] <= rows.records[row].revision):
@@ -214,7 +212,7 @@ def _repair_records(place: Place, rows: Rows, lost: Sequence[int]) -> None:
         if record is None:
             continue
         place.set_aside(key)
-        rows.arrays["record"][row] = record_text(record)
+        rows.arrays.write_row(row, {"record": record_text(record)})
         rows.records[row] = record
         place.log.repaired(key, f"the record of {_case(rows, row)}, from the coordinates")
 
@@ -249,7 +247,7 @@ def _repair_coordinates(place: Place, rows: Rows) -> None:
             value = np.asarray(recorded_row[name], dtype=values.dtype)
             target = (row, *map(slice, value.shape))
             if not are_equal(values[target], value):
-                values[target] = value
+                values[target] = value[()]  # a text, not an array of one
                 changed |= {index for index in regions if index[0] == row // array.chunks[0]}
         for index in sorted(changed):
             chunk_rows = regions[index][0]
@@ -260,14 +258,9 @@ def _repair_coordinates(place: Place, rows: Rows) -> None:
 
 def _replace_chunk(place: Place, array: zarr.Array, index: Index, values: Any, what: str) -> None:
     """Write a whole chunk without reading the old one, which may be damaged. A copy of that is kept."""
-    memory = MemoryStore()
-    sync(memory.set("zarr.json", array.metadata.to_buffer_dict(default_buffer_prototype())["zarr.json"]))
-    decoded = zarr.open_array(memory, mode="r+", zarr_format=3).with_config(WRITE_ALL)
-    decoded[dict(chunks_of(array))[index]] = values
-    key = array.metadata.encode_chunk_key(index)
-    packed = read_object(memory, key)
-    assert packed is not None
-    place.replace(f"{array.path}/{key}", packed, what)
+    chunk = empty_chunk(array)
+    chunk[tuple(map(slice, np.shape(values)))] = values
+    place.replace(f"{array.path}/{array.metadata.encode_chunk_key(index)}", encode_chunk(array, chunk), what)
 
 
 def _report_missing_shards(place: Place, rows: Rows) -> None:

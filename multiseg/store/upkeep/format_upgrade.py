@@ -23,10 +23,11 @@ from multiseg.store.checks.fault_collector import Faults
 from multiseg.store.checks.layout import Layout, listed, read_layout
 from multiseg.store.checks.older import OF_FORMAT_2, verify_older
 from multiseg.store.checks.verification import verify_rows
-from multiseg.store.columns import REQUESTS_AT_ONCE, participant_columns
+from multiseg.store.columns import participant_columns
+from multiseg.store.coordinate_chunks import write_regions
 from multiseg.store.durable import sync_names
 from multiseg.store.findings import Finding, Severity
-from multiseg.store.hierarchy import ROOT_KEY, collect, open_root, read_object
+from multiseg.store.hierarchy import REQUESTS_AT_ONCE, ROOT_KEY, collect, open_root, read_object
 from multiseg.store.records import FileMark, Record, record_of_row, record_text
 from multiseg.store.root import locked
 from multiseg.store.rows import mark_of
@@ -113,21 +114,21 @@ def _convert(arrays: DatabaseArrays, layout: Layout, on_case: Callable[[str], No
     arrays.set_rows(max(1, len(layout.status)))
     for name, block in layout.absent:
         if name not in schema.BY_CASE:
-            arrays[name][block.region] = arrays[name].fill_value
-    arrays["status"][:] = arrays["status"][:]
+            write_regions({name: (arrays[name], block.region, arrays[name].fill_value)})
+    arrays.write("status", arrays.read("status"))
     rows = np.flatnonzero(layout.expected.in_use)
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         records = []
         for row, record in zip(rows, pool.map(lambda row: _record(arrays, layout, int(row)), rows), strict=True):
             records.append(record)
             on_case(f"{layout.name}/{layout.case(int(row))}")
-        list(pool.map(lambda row, record: arrays["record"].__setitem__(int(row), record_text(record)), rows, records))
+        list(pool.map(lambda row, record: arrays.write_row(int(row), {"record": record_text(record)}), rows, records))
     shards = np.full(arrays.num_rows, "", dtype=object)
     revision = np.zeros(arrays.num_rows, dtype=np.int64)
     for row, record in zip(rows, records, strict=True):
         shards[row], revision[row] = shards_text(record.shards), record.revision
-    arrays["shards"][:] = shards
-    arrays["revision"][:] = revision
+    arrays.write("shards", shards)
+    arrays.write("revision", revision)
     arrays.group.attrs.update(_lengths(layout, arrays))
     arrays.keep_copy()
 

@@ -15,7 +15,7 @@ from zarr.core.sync import sync
 from multiseg.errors import StoreError, UsageError
 from multiseg.store import schema
 from multiseg.store.arrays import DatabaseArrays
-from multiseg.store.columns import watch
+from multiseg.store.columns import read_arrays, watch
 from multiseg.store.damage import UNREADABLE
 from multiseg.store.durable import sync_names
 from multiseg.store.findings import by_name
@@ -127,7 +127,7 @@ class Row(NamedTuple):
 
 def _all_rows(group: zarr.Group) -> list[Row]:
     status, arrays = watch(group)
-    columns = {name: arrays[name][:] for name in ("case", "subject", "content")}
+    columns = read_arrays(arrays, ["case", "subject", "content"])
     writer, found = DatabaseArrays(group), []
     for row in range(len(status)):
         case, subject = str(columns["case"][row]), str(columns["subject"][row])
@@ -184,10 +184,10 @@ def _counter(rows: Mapping[str, Sequence[int]], on_step: OnStep) -> OnRow:
 def _finish(group: zarr.Group, rows: Sequence[int], on_row: OnRow) -> None:
     watch(group)
     arrays = DatabaseArrays(group)
-    status = arrays["status"][:]
+    status = arrays.read("status")
     if (status[rows] == schema.COMMITTED).any():
         status[[row for row in rows if status[row] == schema.COMMITTED]] = schema.SUPERSEDED
-        arrays["status"][:] = status
+        arrays.write("status", status)
     _empty_rows(arrays, rows, on_row)
     sync_names(group)
     attributes = group.attrs.asdict()
@@ -278,10 +278,10 @@ def _size_of(group: zarr.Group, rows: Sequence[int], on_row: OnRow = lambda data
 def _compact(group: zarr.Group, rows: Sequence[int], on_row: OnRow) -> int:
     arrays, freed = DatabaseArrays(group), _size_of(group, rows)
     _empty_rows(arrays, rows, on_row)
-    status = arrays["status"][:]
+    status = arrays.read("status")
     if (status == schema.SUPERSEDED).any():
         status[status == schema.SUPERSEDED] = schema.PENDING
-        arrays["status"][:] = status
+        arrays.write("status", status)
     arrays.set_rows(max(1, int(np.flatnonzero(status == schema.COMMITTED).max(initial=-1)) + 1))
     for row in (row for row in rows if row >= arrays.num_rows):
         sync(group.store_path.store.delete(f"{group.path}/record/c/{row}"))

@@ -101,7 +101,6 @@ def test_a_sound_store_has_no_findings(store_url: str, capsys: pytest.CaptureFix
     assert checked(capsys.readouterr().out, "verify")["findings"] == []
 
 
-@pytest.mark.slow
 def test_a_damaged_store_from_the_command_line(alder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (alder / "alder/image/c/1/0/0/0/0").write_bytes(b"")
     (alder / "alder/image/c/1/0/0/0/0.abc.partial").write_bytes(b"half")
@@ -118,7 +117,6 @@ def test_a_damaged_store_from_the_command_line(alder: Path, capsys: pytest.Captu
     assert "1 error, 1 note" in shown.err
 
 
-@pytest.mark.slow
 def test_notes_alone_are_no_error(alder: Path) -> None:
     (alder / "alder/image/c/1/0/0/0/0.abc.partial").write_bytes(b"half")
     assert run(["verify", str(alder)]) == 0
@@ -154,7 +152,6 @@ def test_any_byte_of_any_voxel_file_that_flips_is_noticed(whole_copy: Path) -> N
             path.write_bytes(data)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("keep", [0, 3, 20, 0.5, -1])
 def test_a_truncated_file(alder: Path, keep: float) -> None:
     expected = []
@@ -201,7 +198,6 @@ def test_an_empty_file_that_zarr_takes_for_none(tmp_path: Path) -> None:
     assert [(finding.code, finding.file) for finding in faults.found] == [("DAMAGED_CHUNK", "a/c/0/0/0/0/0")]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("names", [("subject", "affine", "sources", "foreground_count"), ("status",)])
 def test_a_damaged_coordinate(alder: Path, names: tuple[str, ...]) -> None:
     paths = [files_of(alder, f"alder/{name}")[0] for name in names]
@@ -212,7 +208,6 @@ def test_a_damaged_coordinate(alder: Path, names: tuple[str, ...]) -> None:
         assert ("DAMAGED_CHUNK", "alder", "", str(path.relative_to(alder))) in noticed
 
 
-@pytest.mark.slow
 def test_a_missing_shard(alder: Path) -> None:
     paths = [files_of(alder, f"alder/{array}")[row] for row, array in ((1, "image"), (2, "label"))]
     for path in paths:
@@ -224,7 +219,6 @@ def test_a_missing_shard(alder: Path) -> None:
     assert {case for _, _, case, _ in noticed} == {"A002", "A003"}
 
 
-@pytest.mark.slow
 def test_one_missing_shard_of_several(tmp_path: Path) -> None:
     """A case of more than 256 voxels lies in two files; the rest of it looks like a brain still."""
     url = long_case(tmp_path)
@@ -311,7 +305,6 @@ def test_a_missing_or_broken_array(whole_copy: Path) -> None:
     ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("array", "change"),
     [
@@ -331,7 +324,6 @@ def test_an_array_of_another_shape_or_type(alder: Path, array: str, change: dict
     assert ("BAD_SCHEMA", "alder", "", f"alder/{array}/zarr.json") in found(alder)
 
 
-@pytest.mark.slow
 def test_voxels_without_checksums(alder: Path) -> None:
     def drop(data: dict[str, Any]) -> None:
         codecs = data["codecs"][0]["configuration"]["codecs"]
@@ -341,7 +333,6 @@ def test_voxels_without_checksums(alder: Path) -> None:
     assert found(alder) == [("BAD_SCHEMA", "alder", "", "alder/image/zarr.json")]
 
 
-@pytest.mark.slow
 def test_axes_of_different_length(copy: Path) -> None:
     edit(copy / "alder/subject/zarr.json", lambda data: data.update(shape=[3]))
     edit(copy / "birch/subject/zarr.json", lambda data: data.update(shape=[5]))
@@ -350,7 +341,6 @@ def test_axes_of_different_length(copy: Path) -> None:
     assert (Severity.NOTE, "WRITER_DIED", "birch", "", "birch") in noticed
 
 
-@pytest.mark.slow
 def test_an_array_that_is_none_of_ours(copy: Path) -> None:
     opened(copy)["alder"].create_array("mystery", shape=(4,), dtype="uint8")
     (copy / "birch" / ".DS_Store").write_bytes(b"")
@@ -360,7 +350,6 @@ def test_an_array_that_is_none_of_ours(copy: Path) -> None:
     ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attribute", "value"),
     [
@@ -396,7 +385,6 @@ def test_the_root(alder: Path) -> None:
     assert run(["verify", str(alder)]) == 3
 
 
-@pytest.mark.slow
 def test_databases_that_are_not_there_or_not_named(whole_copy: Path) -> None:
     shutil.rmtree(whole_copy / "birch")
     shutil.rmtree(whole_copy / "cedar/label")
@@ -443,7 +431,6 @@ WRONG_NUMBERS: list[tuple[str, Any, str, str]] = [
 """An array, a wrong value in a row of it, and code and place of the finding."""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, len(WRONG_NUMBERS), 4))
 def test_a_wrong_number_about_a_case(alder: Path, first: int) -> None:
     """Each in a case of its own."""
@@ -457,7 +444,6 @@ def test_a_wrong_number_about_a_case(alder: Path, first: int) -> None:
     assert of_cases == {("alder", f"A00{row + 1}") for row, _ in numbers}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("array", "value", "code"),
     [("case", "", "BAD_NAME"), ("case", "A001", "DUPLICATE_CASE"), ("status", 7, "BAD_STATUS")],
@@ -469,7 +455,6 @@ def test_a_wrong_name_or_state_of_a_case(copy: Path, array: str, value: Any, cod
     assert {database for _, database, _, _ in noticed} == {"alder"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("at", [0, -2, 300])
 def test_sampled_voxels_off_their_structure(alder: Path, at: int) -> None:
     group = opened(alder)["alder"]
@@ -488,7 +473,6 @@ def test_a_subject_in_two_splits(copy: Path) -> None:
     assert found(copy) == [("SUBJECT_IN_TWO_SPLITS", "alder", "", "alder/split")]
 
 
-@pytest.mark.slow
 def test_a_scan_in_two_splits(copy: Path) -> None:
     root = opened(copy)
     root["alder/split"][0], root["birch/split"][3] = "train", "test"
@@ -531,7 +515,6 @@ def test_a_wrong_voxel(alder: Path, tmp_path: Path) -> None:
         assert {case for _, _, case, _ in noticed} == {f"A00{row + 1}" for row, _ in voxels}
 
 
-@pytest.mark.slow
 def test_where_nobody_is_to_look_is_no_unknown_code(alder: Path) -> None:
     group = opened(alder)["alder"]
     codes = group["label"][1, 0]
@@ -577,16 +560,15 @@ def test_rows_that_are_not_committed(alder: Path) -> None:
     ]
 
 
-@pytest.mark.slow
 def test_a_file_that_nobody_may_read(alder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    key, get = "alder/image/c/0/0/0/0/0", LocalStore.get
+    key, get = "alder/image/c/0/0/0/0/0", LocalStore.get_sync
 
-    async def refused(store: LocalStore, name: str, *arguments: Any, **named: Any) -> Any:
+    def refused(store: LocalStore, name: str, **named: Any) -> Any:
         if name == key:
             raise PermissionError(13, "Permission denied")
-        return await get(store, name, *arguments, **named)
+        return get(store, name, **named)
 
-    monkeypatch.setattr(LocalStore, "get", refused)
+    monkeypatch.setattr(LocalStore, "get_sync", refused)
     assert found(alder) == [("DAMAGED_CHUNK", "alder", "A001", key)]
 
 
@@ -604,7 +586,6 @@ def test_every_code_is_explained() -> None:
 # --- nothing brings it down ---
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_whatever_is_damaged_verify_goes_on(copy: Path, seed: int) -> None:
     """Bytes flipped, cut and emptied in metadata and coordinates: some cannot be told, none is a crash."""
