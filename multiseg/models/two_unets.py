@@ -92,12 +92,10 @@ class Branches(nn.Module):
         blind[:, 0] = 0
         tissue = torch.where(self._has_anatomy(present).to(images.device), tissue, blind)
         lesion = F.log_softmax(self.lesion(images, present).float(), dim=1)
-        tissue = tissue + lesion[:, :1]
-        lesions = list(self.lesion_logits)
-        others = [index for index in range(self.num_logits) if index not in lesions]
-        both = tissue.new_empty(len(tissue), self.num_logits, *tissue.shape[2:])
-        both[:, others], both[:, lesions] = tissue, lesion[:, 1:]
-        return both
+        others = [index for index in range(self.num_logits) if index not in self.lesion_logits]
+        places = [*others, *self.lesion_logits]
+        both = torch.cat([tissue + lesion[:, :1], lesion[:, 1:]], dim=1)
+        return both[:, [places.index(logit) for logit in range(self.num_logits)]]
 
     def tissue_features(
         self, images: Float[Tensor, "batch modality i j k"], present: Bool[Tensor, "batch modality"]
