@@ -28,6 +28,9 @@ from multiseg.store.coordinate_chunks import (
 from multiseg.store.copies import COPY, copy_of, layout_of
 from multiseg.store.ingest.encoding import ArrayPlan
 
+NAN = float("nan")
+"""One object, since NaN equals nothing but itself: templates of columns are cached by their fill."""
+
 
 class DatabaseArrays:
     """The arrays of a database by name. Chunks of fill values are written too: a missing chunk means damage."""
@@ -195,7 +198,7 @@ class DatabaseArrays:
         """
         dtype = "string" if isinstance(value, str) else "float64"
         if column not in self.columns:
-            fill = "" if dtype == "string" else float("nan")
+            fill = "" if dtype == "string" else NAN
             variable = schema.Variable(("case",), dtype, fill, "participants' column")
             # An array of this name that the attributes do not list was left by a writer that died.
             self._create(column, variable, [self.num_rows], (schema.ROWS,))

@@ -129,7 +129,11 @@ def read_rows(arrays: Mapping[str, zarr.Array], row: int) -> dict[str, Any]:
 
 
 def read_regions(regions: Mapping[str, tuple[zarr.Array, Region]]) -> dict[str, Any]:
-    """Regions of arrays of one store, by name. Every slice has a start and a stop within its array."""
+    """Regions of arrays of one store, by name.
+
+    Raises:
+        IndexError: a region is not within its array.
+    """
     plain = {
         name: (array, list(_overlaps(array, region))) for name, (array, region) in regions.items() if is_plain(array)
     }
@@ -147,11 +151,21 @@ def read_regions(regions: Mapping[str, tuple[zarr.Array, Region]]) -> dict[str, 
 
 
 def write_regions(regions: Mapping[str, tuple[zarr.Array, Region, Any]]) -> None:
-    """Write values into regions of arrays of one store. Chunks that hold only fill values are written, too."""
+    """Write values into regions of arrays of one store. Chunks that hold only fill values are written, too.
+
+    Raises:
+        IndexError: a region is not within its array. Nothing is written.
+        ValueError, RuntimeError: a chunk that is written in part is damaged. Nothing is written.
+    """
     parts = {name: (array, list(_overlaps(array, region))) for name, (array, region, _values) in regions.items()}
+    for name in [name for name, (array, _) in parts.items() if not is_plain(array)]:  # another program's codecs
+        array, region, values = regions[name]
+        array[region] = values
+        del parts[name]
     objects = _objects((array, [part for part in some if not part.is_all]) for array, some in parts.values())
     written: dict[str, bytes] = {}
-    for name, (array, region, values) in regions.items():
+    for name in parts:
+        array, region, values = regions[name]
         whole = np.broadcast_to(np.asarray(values, array.dtype), [part.stop - part.start for part in region])
         for part in parts[name][1]:
             data = objects.get(part.key)
@@ -177,6 +191,10 @@ def _whole(array: zarr.Array) -> Region:
 
 
 def _overlaps(array: zarr.Array, region: Region) -> Iterator[_Overlap]:
+    """Raises IndexError if the region is not within the array."""
+    if not all(0 <= part.start <= part.stop <= length for part, length in zip(region, array.shape, strict=True)):
+        asked = ", ".join(f"{part.start}:{part.stop}" for part in region)
+        raise IndexError(f"the array {array.path} has the shape {array.shape}, and no region [{asked}]")
     axes = []
     for part, length, step in zip(region, array.shape, array.chunks, strict=True):
         cuts = []

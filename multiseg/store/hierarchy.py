@@ -82,12 +82,16 @@ def open_group(store: Any, path: str = "") -> zarr.Group:
 
     Raises:
         FileNotFoundError: there is none.
+        ValueError: it is no group.
     """
     place = store / path if isinstance(store, StorePath) else StorePath(store, path)
     text = read_object(place.store, f"{place.path}/zarr.json".lstrip("/"))
     if text is None:
         raise FileNotFoundError(f"there is no group at {place}")
     metadata = json.loads(text)
+    if metadata.get("node_type") != "group" or metadata.get("zarr_format") != 3:
+        kind, version = metadata.get("node_type"), metadata.get("zarr_format")
+        raise ValueError(f"it describes a Zarr {kind} of format {version}, not a group of format 3")
     metadata.pop("consolidated_metadata", None)
     return zarr.Group(AsyncGroup(GroupMetadata.from_dict(metadata), place))
 

@@ -27,6 +27,7 @@ def has_own_shards(array: zarr.Array) -> bool:
         _types(codec.codecs) in (_COMPRESSED, _UNCOMPRESSED)
         and codec.codecs[0].endian in (None, Endian.little)
         and _types(codec.index_codecs) == _UNCOMPRESSED
+        and codec.index_codecs[0].endian is Endian.little
         and codec.index_location.value == "end"
         and not array.fill_value
     )

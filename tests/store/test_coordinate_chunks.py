@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from zarr.codecs import GzipCodec
 from zarr.storage import LocalStore, MemoryStore
 
 from multiseg.store.coordinate_chunks import (
@@ -17,7 +18,7 @@ from multiseg.store.coordinate_chunks import (
     write_metadata,
     write_regions,
 )
-from multiseg.store.hierarchy import is_folder
+from multiseg.store.hierarchy import is_folder, open_group
 from multiseg.store.schema import COORDINATE_CODECS
 
 TYPES: dict[str, tuple[str, Any, Any]] = {
@@ -92,6 +93,32 @@ def test_a_damaged_chunk_is_an_error(damage: bytes, tmp_path: Path) -> None:
 def test_a_row_beyond_the_end_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(IndexError, match="has 7 rows, and no row 7"):
         read_row(make(LocalStore(tmp_path), "int16"), 7)
+
+
+@pytest.mark.parametrize("region", [((7, 8), (0, 5)), ((8, 9), (0, 1)), ((-1, 0), (0, 5)), ((0, 1), (0, 6))])
+def test_nothing_is_written_beyond_the_end(region: tuple[tuple[int, int], ...], tmp_path: Path) -> None:
+    array = make(LocalStore(tmp_path), "int16")
+    write_regions({"": (array, slices((0, 7), (0, 5)), TYPES["int16"][2])})
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(IndexError, match=r"the array int16 has the shape \(7, 5\), and no region \["):
+        write_regions({"": (array, slices(*region), 9)})
+    with pytest.raises(IndexError, match="and no region"):
+        read_regions({"": (array, slices(*region))})
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_what_other_programs_encoded_is_written_by_zarr(tmp_path: Path) -> None:
+    array = make(LocalStore(tmp_path), "int16", compressors=[GzipCodec()])
+    write_regions({"": (array, slices((2, 4), (1, 5)), 7)})
+    np.testing.assert_array_equal(array[2:4, 1:5], np.full((2, 4), 7))
+    np.testing.assert_array_equal(read_regions({"": (array, slices((2, 3), (0, 2)))})[""], [[-1, 7]])
+
+
+def test_an_array_is_no_group(tmp_path: Path) -> None:
+    make(LocalStore(tmp_path), "int16")
+    assert open_group(LocalStore(tmp_path)).path == ""
+    with pytest.raises(ValueError, match="it describes a Zarr array of format 3, not a group of format 3"):
+        open_group(LocalStore(tmp_path), "int16")
 
 
 def test_an_array_that_is_not_there(tmp_path: Path) -> None:

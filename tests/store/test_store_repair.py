@@ -276,6 +276,18 @@ def test_a_database_that_xarray_wrote_over_has_lost_its_cases_and_they_are_named
     assert {one.case for one in log.cases if one.database == "alder"} >= set(names)
 
 
+def test_records_of_an_older_copy_of_the_store_are_completed(store: Path, sound_contents: Contents) -> None:
+    place = store / "alder/record"
+    described = json.loads((place / "zarr.json").read_text())
+    (place / "zarr.json").write_text(json.dumps(described | {"shape": [2]}))
+    (place / "c/2").unlink()
+    with pytest.raises(StoreError, match="alder/record"):
+        open_store(store)["alder"]
+    assert [one.file for one in repair(str(store)).files] == ["alder/record/c/2"]
+    assert contents(store) == sound_contents
+    assert not errors(store)
+
+
 @pytest.mark.slow
 def test_a_dry_run_changes_nothing(store: Path) -> None:
     for what in ("group", "record", "coordinate gone"):

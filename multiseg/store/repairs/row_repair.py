@@ -153,7 +153,9 @@ def _read(place: Place, name: str, arrays: DatabaseArrays, on_row: Callable[[], 
     except UNREADABLE:
         has_status, status = False, np.zeros(arrays.num_rows, dtype=np.uint8)
     rows = Rows(name, arrays, status, has_status)
-    for row in range(min(rows.num, arrays["record"].shape[0])):
+    if arrays["record"].shape[0] < rows.num:  # of an older copy of the store
+        arrays["record"].resize((rows.num,))
+    for row in range(rows.num):
         on_row()
         try:
             rows.records[row] = parse_record(str(arrays.row("record", row)), "")
