@@ -65,6 +65,7 @@ def test_what_the_system_refuses_is_told_and_nothing_stays_open(monkeypatch):
     def refused(*arguments):
         raise OSError(errno.ENOMEM, "refused")
 
+    gc.collect()  # of other tests
     before = os.dup(0)
     os.close(before)
     monkeypatch.setattr(os, "posix_fallocate", refused)
