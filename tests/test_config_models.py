@@ -50,7 +50,7 @@ def test_every_network_can_be_built_from_the_defaults(name, cuda):
     said = {"store": "brain.zarr", "model": {"builder": name}}
     model = to_options(merged(defaults(cuda, said), said)).model
     assert isinstance(model, ModelOptions)
-    network = build(model.builder, 6, 1, widths=model.widths, dropout=model.dropout, norm=model.norm)
+    network = build(model.builder, 6, 2, widths=model.widths, dropout=model.dropout, norm=model.norm)
     assert network.multiple == 2 ** (len(model.widths) - 1)
 
 

@@ -38,7 +38,7 @@ def test_sgd_has_nesterovs_momentum():
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_biases_and_norms_do_not_decay_and_convolutions_do(name):
-    network = build(name, 3, 1, widths=(4, 8, 8), dropout=0.0, norm="instance_affine")
+    network = build(name, 3, 2, widths=(4, 8, 8), dropout=0.0, norm="instance_affine")
     decays = decaying(network)
     convolutions = {f"{key}.weight" for key, part in network.named_modules() if isinstance(part, nn.Conv3d)}
     assert convolutions <= decays
