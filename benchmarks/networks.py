@@ -29,9 +29,11 @@ class Figures:
 
 
 def figures(name: str, num_modalities: int, edge: int, present: Tensor | None = None) -> Figures:
-    """Of the network at its published size, one logit, all sequences present unless `present` [modality] says less."""
+    """Of the network at its published size, all sequences present unless `present` [modality] says less.
+
+    It has one logit; `two_unets` has two, since a branch of lesions has one of background, too.
+    """
     with torch.device("meta"):
-        # A branch of lesions has a logit of background, too.
         network = build(name, num_modalities, 2 if name == "two_unets" else 1)
     images = torch.empty(1, num_modalities, edge, edge, edge, device="meta")
     # On the CPU, since which sequences are there decides what is computed, and that must be known.

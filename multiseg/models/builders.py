@@ -55,7 +55,7 @@ class Network:
     The defaults are those of the published Multi-Unet.
 
     Attributes:
-        module: the class, called as module(num_modalities, num_logits, widths, dropout, norm).
+        module: the class, called as module(num_modalities, num_logits, widths=, dropout=, norm=).
         parts: which tensors belong to one sequence or one label; None if a federation cannot train it.
         widths, dropout, norm: the full size, which is the default on a GPU.
         cpu_widths, cpu_dropout: the default on a CPU.
@@ -89,7 +89,7 @@ class Network:
     ) -> nn.Module:
         chosen = tuple(self.widths if widths is None else widths)
         return self.module(
-            num_modalities, num_logits, chosen, **{"dropout": self.dropout, "norm": self.norm, **numbers}
+            num_modalities, num_logits, widths=chosen, **{"dropout": self.dropout, "norm": self.norm, **numbers}
         )
 
     def defaults(self, cuda: bool) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -73,11 +74,10 @@ class TwoBranch(Branches):
         widths: Sequence[int],
         dropout: float,
         norm: str = "instance_affine",
-        anatomy_channels: Sequence[int] = (0,),
-        lesion_logits: Sequence[int] = (),
         anchor: Sequence[int] = (),
+        **branches: Any,
     ) -> None:
-        super().__init__(num_modalities, num_logits, widths, dropout, norm, anatomy_channels, lesion_logits)
+        super().__init__(num_modalities, num_logits, widths, dropout, norm, **branches)
         width = self.anatomy.head.in_channels
         layers: list[nn.Module] = []
         for in_width in (2 * width, width):

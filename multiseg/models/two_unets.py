@@ -126,8 +126,8 @@ class TwoUnets(Branches):
         UsageError: see `Branches`; or there is a single logit.
     """
 
-    def __init__(self, num_modalities: int, num_logits: int, *args: Any, **numbers: Any) -> None:
-        super().__init__(num_modalities, num_logits, *args, **numbers)
+    def __init__(self, num_modalities: int, num_logits: int, **numbers: Any) -> None:
+        super().__init__(num_modalities, num_logits, **numbers)
         if num_logits < 2:
             raise UsageError(f"{num_logits} logit is too few: a two_unets network has one of background, too.")
 

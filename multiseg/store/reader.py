@@ -230,7 +230,7 @@ class Database:
             return Grid(affine, (i, j, k)), whole_header(bytes(header))
 
     def _row(self, case: Case, *names: str) -> list[Any]:
-        """A case's row of each of these arrays. They are opened anew: the files may have been repaired."""
+        """A case's row of each of these arrays. They are opened again: the files may have been repaired."""
         return list(read_rows(open_arrays(self.group, names), case.row).values())
 
     def _reading(self, case: Case) -> AbstractContextManager[None]:
