@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import jupytext
 import nbformat
 import numpy as np
 import pytest
+from jupyter_client import KernelManager
 from nbclient import NotebookClient
 
 from multiseg.models.saved import read_info
@@ -17,20 +19,29 @@ from multiseg.store.reader import open_store
 NOTEBOOKS = Path(__file__).parents[1] / "docs" / "notebooks"
 
 
-@pytest.fixture(autouse=True)
-def no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jupyter keeps its files in the test's folder."""
-    (tmp_path / "jupyter").mkdir()
-    for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / "jupyter" / name.lower()))
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelManager]:
+    """One kernel for all notebooks, which imports torch once. Jupyter keeps its files in a folder of the tests."""
+    folder = tmp_path_factory.mktemp("jupyter")
+    with pytest.MonkeyPatch.context() as environment:
+        for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
+            environment.setenv(name, str(folder / name.lower()))
+        manager = KernelManager()
+        manager.start_kernel()
+        yield manager
+        manager.shutdown_kernel(now=True)
 
 
-def value_after(notebook: str, expression: str, folder: Path) -> Any:
+def value_after(notebook: str, expression: str, folder: Path, kernel: KernelManager) -> Any:
     """Run a notebook in a folder; returns the value that an expression has after its last cell, as JSON keeps it."""
     cells = jupytext.read(NOTEBOOKS / f"{notebook}.py")
-    question = f"import json\nprint(json.dumps({expression}))"
-    cells.cells.append(nbformat.v4.new_code_cell(question))
-    NotebookClient(cells, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    forget = f"%reset -f\nimport os\nos.chdir({str(folder)!r})\ndel os"
+    # A test's folder is deleted after it, and no process can start from a folder that is gone: the kernel leaves it.
+    question = f"import json, os\nprint(json.dumps({expression}))\nos.chdir(os.sep)"
+    cells.cells = [nbformat.v4.new_code_cell(forget), *cells.cells, nbformat.v4.new_code_cell(question)]
+    client = NotebookClient(cells, km=kernel, timeout=300)
+    client.execute()
+    client.kc.stop_channels()
     return json.loads(cells.cells[-1].outputs[-1].text)
 
 
@@ -40,9 +51,9 @@ def test_every_notebook_is_run_here() -> None:
 
 
 @pytest.mark.slow
-def test_the_store(tmp_path: Path) -> None:
+def test_the_store(tmp_path: Path, kernel: KernelManager) -> None:
     expression = "[by_scanner.lesion_ml.to_pandas().to_dict(), float(frequency.sum()), float(frequency.max())]"
-    volumes, total, largest = value_after("store", expression, tmp_path)
+    volumes, total, largest = value_after("store", expression, tmp_path, kernel)
     database = open_store(tmp_path / "brain.zarr")["dogwood"]
     ml, places = np.prod(database.recipe.spacing_mm) / 1000, []
     by_scanner: dict[str, list[float]] = {}
@@ -60,9 +71,9 @@ def test_the_store(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_training(tmp_path: Path) -> None:
+def test_training(tmp_path: Path, kernel: KernelManager) -> None:
     volume, names, num_rows = value_after(
-        "training", "[answer.volumes_ml['lesion'], sorted(set(batch.database)), len(result.summary)]", tmp_path
+        "training", "[answer.volumes_ml['lesion'], sorted(set(batch.database)), len(result.summary)]", tmp_path, kernel
     )
     assert volume > 0
     assert names == ["birch", "dogwood"]
@@ -71,8 +82,8 @@ def test_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_federation(tmp_path: Path) -> None:
-    finished, num_rounds = value_after("federation", "[result.finished, len(result.history)]", tmp_path)
+def test_a_federation(tmp_path: Path, kernel: KernelManager) -> None:
+    finished, num_rounds = value_after("federation", "[result.finished, len(result.history)]", tmp_path, kernel)
     assert (finished, num_rounds) == (True, 3)
     trained_on = read_info(tmp_path / "runs" / "federation" / "model.safetensors").trained_on
     assert trained_on["PD"] == ("alder/alder",)
@@ -80,9 +91,9 @@ def test_a_federation(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_own_parts(tmp_path: Path) -> None:
+def test_own_parts(tmp_path: Path, kernel: KernelManager) -> None:
     dice, errors = value_after(
-        "own_parts", "[result.summary.dice.tolist(), result.summary.volume_error_ml.tolist()]", tmp_path
+        "own_parts", "[result.summary.dice.tolist(), result.summary.volume_error_ml.tolist()]", tmp_path, kernel
     )
     assert 0 < dice[0] <= 1
     assert errors[0] >= 0
