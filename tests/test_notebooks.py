@@ -50,7 +50,7 @@ def test_every_notebook_is_run_here() -> None:
     assert sorted(run_here) == sorted(path.stem for path in NOTEBOOKS.glob("*.py"))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=8)
 def test_the_store(tmp_path: Path, kernel: KernelManager) -> None:
     expression = "[by_scanner.lesion_ml.to_pandas().to_dict(), float(frequency.sum()), float(frequency.max())]"
     volumes, total, largest = value_after("store", expression, tmp_path, kernel)
@@ -70,7 +70,7 @@ def test_the_store(tmp_path: Path, kernel: KernelManager) -> None:
     assert largest == pytest.approx(max(map(places.count, places)) / len(database.cases))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=8)
 def test_training(tmp_path: Path, kernel: KernelManager) -> None:
     volume, names, num_rows = value_after(
         "training", "[answer.volumes_ml['lesion'], sorted(set(batch.database)), len(result.summary)]", tmp_path, kernel
@@ -81,7 +81,7 @@ def test_training(tmp_path: Path, kernel: KernelManager) -> None:
     assert (tmp_path / "lesions.nii.gz").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=8)
 def test_a_federation(tmp_path: Path, kernel: KernelManager) -> None:
     finished, num_rounds = value_after("federation", "[result.finished, len(result.history)]", tmp_path, kernel)
     assert (finished, num_rounds) == (True, 3)
@@ -90,7 +90,7 @@ def test_a_federation(tmp_path: Path, kernel: KernelManager) -> None:
     assert len(trained_on["FLAIR"]) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=8)
 def test_own_parts(tmp_path: Path, kernel: KernelManager) -> None:
     dice, errors = value_after(
         "own_parts", "[result.summary.dice.tolist(), result.summary.volume_error_ml.tolist()]", tmp_path, kernel

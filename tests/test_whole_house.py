@@ -58,7 +58,7 @@ def test_from_scans_to_a_segmentation(tmp_path: Path, capsys: pytest.CaptureFixt
     assert said["volumes_ml"]["lesion"] == pytest.approx(a.sum() * voxel_ml)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=30)
 def test_the_demo_runs_to_its_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

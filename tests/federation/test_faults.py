@@ -104,7 +104,7 @@ def is_pending(pid: int, number: int) -> bool:
     return bool(int(bits, 16) >> (number - 1) & 1)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=150)
 def test_one_thing_after_the_other(site_stores: dict[str, str], tmp_path: Path) -> None:
     """A node and a training in round 2, a slow site and one that is left in round 3, the server app in round 4."""
     with deployment(tmp_path / "stand", {name: site_stores[name] for name in ("alder", "birch")}) as stand:

@@ -14,7 +14,7 @@ from multiseg.store.reader import open_store
 from multiseg.viewer.page_server import PageServer
 from multiseg.viewer.stored_cases import StoredCases
 
-pytestmark = [pytest.mark.slow, needs_browser]
+pytestmark = [pytest.mark.slow(seconds=7), needs_browser]
 FOCUS = "const at = document.activeElement; return at.id || at.dataset.name || at.name || at.tagName"
 
 
