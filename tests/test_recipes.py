@@ -22,7 +22,7 @@ CHECKS_OF_ALL = (
     ("tests/test_readme.py", "names_every_layout"),
     ("tests/training/test_objectives.py", "focal"),
     ("tests/evaluation/test_metrics.py", "never_improves_a_mean"),
-    ("tests/cli/test_app.py", "sequences"),
+    ("tests/cli/test_app.py", "[sequences"),
 )
 
 
