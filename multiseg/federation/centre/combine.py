@@ -19,7 +19,8 @@ from multiseg.federation.aggregate import Mean, aggregated, refused
 from multiseg.federation.centre.exchange import Desk, ExchangeOutcome, withdrawn
 from multiseg.federation.centre.experiment_folder import State
 from multiseg.federation.centre.site_answers import number_of
-from multiseg.federation.centre.site_roster import num_cases, trains
+from multiseg.federation.centre.site_info import num_cases
+from multiseg.federation.centre.site_roster import trains
 from multiseg.federation.messages import Answer
 from multiseg.federation.pairwise_masks import relative, unmasked
 from multiseg.federation.plan import FederationOptions

@@ -13,7 +13,8 @@ from multiseg.errors import FederationError
 from multiseg.federation.centre import scope
 from multiseg.federation.centre.exchange import Desk, SetAsideError, ask, exchange
 from multiseg.federation.centre.experiment_folder import Best, State, read_fingerprint, save_fingerprint
-from multiseg.federation.centre.site_roster import Roster, enrolled, site_info, warnings
+from multiseg.federation.centre.site_info import site_info
+from multiseg.federation.centre.site_roster import Roster, enrolled, warnings
 from multiseg.federation.messages import DESCRIBE, FINGERPRINT, Answer
 from multiseg.models.builders import build
 from multiseg.models.saved import ModelInfo

@@ -14,7 +14,8 @@ from multiseg.federation.centre.experiment_folder import WORST, Best, Models, St
 from multiseg.federation.centre.run_events import Finished
 from multiseg.federation.centre.scope import info_at_server, info_at_site
 from multiseg.federation.centre.site_answers import dice_of, number_of
-from multiseg.federation.centre.site_roster import has_validation, personal_parts
+from multiseg.federation.centre.site_info import has_validation
+from multiseg.federation.centre.site_roster import personal_parts
 from multiseg.federation.messages import EVALUATE, FINISH, SiteTask
 from multiseg.federation.plan import FederationOptions
 from multiseg.federation.privacy import to_payload

@@ -11,7 +11,8 @@ from multiseg.federation.centre.exchange import Desk, ExchangeOutcome
 from multiseg.federation.centre.experiment_folder import State
 from multiseg.federation.centre.handshake import fresh
 from multiseg.federation.centre.scores import scored
-from multiseg.federation.centre.site_roster import enrolled, site_info
+from multiseg.federation.centre.site_info import site_info
+from multiseg.federation.centre.site_roster import enrolled
 from multiseg.federation.messages import DESCRIBE, ROUND, Answer, SiteTask
 from multiseg.federation.plan import WEIGHTS, AggregateOptions
 from multiseg.federation.strategies import STRATEGIES

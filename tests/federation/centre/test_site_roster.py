@@ -8,19 +8,8 @@ from fake_link import FakeSite, options
 from multiseg.errors import FederationError
 from multiseg.federation.centre import scope
 from multiseg.federation.centre.scope import info_at_server, info_at_site, learnt_with
-from multiseg.federation.centre.site_roster import (
-    Roster,
-    SiteInfo,
-    enrolled,
-    groups_at,
-    has_validation,
-    joint,
-    num_cases,
-    personal_parts,
-    site_info,
-    trains,
-    warnings,
-)
+from multiseg.federation.centre.site_info import SiteInfo, groups_at, has_validation, num_cases, site_info
+from multiseg.federation.centre.site_roster import Roster, enrolled, joint, personal_parts, trains, warnings
 from multiseg.federation.messages import DESCRIBE, Answer, SiteTask
 from multiseg.federation.plan import FederationOptions, LocalOptions, PrivacyOptions
 from multiseg.labels import LabelSpace

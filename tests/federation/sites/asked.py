@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from multiseg.federation.centre.site_roster import joint, site_info
+from multiseg.federation.centre.site_info import site_info
+from multiseg.federation.centre.site_roster import joint
 from multiseg.federation.messages import DESCRIBE, ROUND, SiteTask
 from multiseg.federation.plan import FederationOptions, LocalOptions, ScheduleOptions
 from multiseg.federation.sites.answering import answer

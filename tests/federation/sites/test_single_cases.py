@@ -7,7 +7,7 @@ import pytest
 from asked import OPTIONS, joint_info, round_task
 from asked import first_state as weights_of
 
-from multiseg.federation.centre.site_roster import site_info
+from multiseg.federation.centre.site_info import site_info
 from multiseg.federation.messages import DESCRIBE, EVALUATE, FINGERPRINT, SiteTask
 from multiseg.federation.sites import evaluating, task_work
 from multiseg.federation.sites.answering import answer
