@@ -52,6 +52,9 @@ HEARTBEATS = {
 }
 """Seconds; twice as long without one, and a run is lost. Flower's own are 30."""
 
+QUICKLY = HEARTBEATS | {"multiseg.federation.centre.exchange:PAUSE_S": 3.0}
+"""What a server waits for less long than it would."""
+
 
 def until(seconds: float, what: str, is_so: Callable[[], Any], pause_s: float = 0.2) -> Any:
     """Wait until it is so; what it came to."""
@@ -143,7 +146,7 @@ class Deployment:
         self.sites: dict[str, Process] = {}
 
     def serve(self) -> Process:
-        self.server = Process(["fed", "serve", str(self.home)], self.folder / "serve.txt", constants=HEARTBEATS)
+        self.server = Process(["fed", "serve", str(self.home)], self.folder / "serve.txt", constants=QUICKLY)
         return self.server
 
     def join(self, name: str, wrap: tuple[str, ...] = ()) -> Process:
@@ -192,7 +195,7 @@ class Deployment:
         def is_done() -> bool:
             return (folder / "state.safetensors").is_file() and "test" in read_history(folder)["final"]
 
-        until(seconds, f"{experiment} ends", is_done)
+        until(seconds, f"{experiment} ends", is_done, pause_s=1.0)
         return read_history(folder)
 
     def weights(self, experiment: str) -> bytes:

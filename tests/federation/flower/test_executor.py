@@ -33,7 +33,7 @@ PATIENCE = 60.0
 
 @pytest.fixture(scope="module")
 def connection_and_port() -> Iterator[tuple[Connection, int]]:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # all that it needs is imported here
     ours, theirs = context.Pipe()
     process = context.Process(target=lone_node.run, args=(theirs, SECRET, FAB), daemon=True)
     process.start()
