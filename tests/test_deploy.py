@@ -185,7 +185,6 @@ def test_the_container_runs_any_command_without_root() -> None:
     assert all(place.startswith("/tmp/") for place in places)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("page", ["deploy/README.md", "docs/federation.md", *(f"deploy/{name}" for name in UNITS)])
 def test_pages_name_commands_that_there_are(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")

@@ -121,6 +121,7 @@ def test_epsilon_at_the_ends():
     assert epsilon(0.0, 1, 1e-5) == math.inf
 
 
+@pytest.mark.slow
 def test_flower_is_not_loaded_to_clip():
     def imports(is_asked):
         for name in [name for name in sys.modules if name.partition(".")[0] in ("flwr", "multiseg")]:
