@@ -16,12 +16,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
+
+import forking
 
 from multiseg.cli.app import main
 from multiseg.federation.supervise import die_with
@@ -37,12 +39,15 @@ class Command:
         environment: Mapping[str, str] | None = None,
         script: Path | None = None,
         constants: Mapping[str, Any] | None = None,
+        forks: Sequence[str] = (),
     ) -> None:
         """Args:
         output: the file that its output and errors are appended to; thrown away where None.
         environment: this process's own where None.
         script: a file of Python that runs instead of multiseg.
         constants: values for constants of modules, by "module:name", which only this process has.
+        forks: the programs of Python that it starts are forked from it (see `forking`); these modules, which they need,
+            are imported before, once for all commands.
         """
         self.returncode: int | None = None
         self._server = server()
@@ -54,6 +59,7 @@ class Command:
                 "script": str(script or ""),
                 "folder": str(Path.cwd()),
                 "constants": dict(constants or {}),
+                "forks": list(forks),
             }
         )
 
@@ -81,7 +87,10 @@ class Server:
     def __init__(self) -> None:
         self._line, theirs = Pipe()
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+            [sys.executable, __file__, str(theirs.fileno()), forking.ROOM],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "FLWR_TELEMETRY_ENABLED": "0"},
         )
         theirs.close()
         self._codes: dict[int, int] = {}
@@ -139,6 +148,10 @@ def serve(line: Connection[Any, Any]) -> None:
                 command = line.recv()
             except EOFError:
                 return
+            for name in command["forks"]:
+                importlib.import_module(name)
+            if command["forks"]:
+                gc.freeze()
             pid = os.fork()
             if not pid:
                 line.close()
@@ -163,6 +176,9 @@ def become(command: dict[str, Any]) -> None:
         module, _, name = place.partition(":")
         setattr(importlib.import_module(module), name, value)
     sys.argv = [command["script"] or "multiseg", *command["arguments"]]
+    forking.entitle(sys.argv)
+    if command["forks"]:
+        forking.install()
     if command["script"]:
         # As python does, with the script's own folder first.
         sys.path.insert(0, str(Path(command["script"]).parent))

@@ -8,8 +8,10 @@ import sys
 import tomllib
 import zipfile
 from configparser import ConfigParser
+from functools import cache
 from importlib.metadata import requires, version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -51,9 +53,14 @@ def unit(name: str) -> ConfigParser:
     return parser
 
 
+@cache
+def command_line() -> Any:
+    return typer.main.get_command(build_app())
+
+
 def accepts(arguments: list[str]) -> None:
     """Fails where the command line knows no such verb, or the verb no such option or number of arguments."""
-    command = typer.main.get_command(build_app())
+    command = command_line()
     while arguments and hasattr(command, "commands"):
         command = command.commands[arguments.pop(0)]
     with command.make_context("multiseg", list(arguments)) as context:
@@ -178,7 +185,6 @@ def test_the_container_runs_any_command_without_root() -> None:
     assert all(place.startswith("/tmp/") for place in places)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("page", ["deploy/README.md", "docs/federation.md", *(f"deploy/{name}" for name in UNITS)])
 def test_pages_name_commands_that_there_are(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -36,6 +36,24 @@ QUICK = {
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("FLWR")}
 ENVIRONMENT["OMP_NUM_THREADS"] = "1"
+
+IMPORTED = (
+    "multiseg.federation.flower.executor",
+    "multiseg.federation.flower.server_app",
+    "flwr.supercore.cli.flower_superexec",
+    "flwr.superlink.cli",
+    "flwr.supernode.cli",
+)
+"""What the processes of a deployment import, once for all."""
+
+HEARTBEATS = {
+    f"flwr.supercore.{module}:HEARTBEAT_DEFAULT_INTERVAL": 15
+    for module in ("heartbeat", "corestate.sql_corestate")  # who sends them, and who misses them
+}
+"""Seconds; twice as long without one, and a run is lost. Flower's own are 30."""
+
+QUICKLY = HEARTBEATS | {"multiseg.federation.centre.exchange:PAUSE_S": 3.0}
+"""What a server waits for less long than it would."""
 
 
 def until(seconds: float, what: str, is_so: Callable[[], Any], pause_s: float = 0.2) -> Any:
@@ -76,15 +94,22 @@ def command_of(pid: int) -> str:
 class Process:
     """A command of ours in a session of its own, and what it says in a file.
 
-    It is forked from a process that has imported multiseg; one that is wrapped is started as a shell would.
+    It is forked from a process that has imported multiseg, as are all that it starts; one that is wrapped is started as
+    a shell would, and so is what it starts.
     """
 
-    def __init__(self, arguments: list[str], said: Path, wrap: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        arguments: list[str],
+        said: Path,
+        wrap: tuple[str, ...] = (),
+        constants: Mapping[str, Any] | None = None,
+    ) -> None:
         self.said = said
         said.touch()
         self.popen: Command | subprocess.Popen[bytes]
         if not wrap:
-            self.popen = Command(arguments, said, ENVIRONMENT)
+            self.popen = Command(arguments, said, ENVIRONMENT, constants=constants, forks=IMPORTED)
             return
         with said.open("a") as file:
             self.popen = subprocess.Popen(
@@ -121,7 +146,7 @@ class Deployment:
         self.sites: dict[str, Process] = {}
 
     def serve(self) -> Process:
-        self.server = Process(["fed", "serve", str(self.home)], self.folder / "serve.txt")
+        self.server = Process(["fed", "serve", str(self.home)], self.folder / "serve.txt", constants=QUICKLY)
         return self.server
 
     def join(self, name: str, wrap: tuple[str, ...] = ()) -> Process:
@@ -170,7 +195,7 @@ class Deployment:
         def is_done() -> bool:
             return (folder / "state.safetensors").is_file() and "test" in read_history(folder)["final"]
 
-        until(seconds, f"{experiment} ends", is_done)
+        until(seconds, f"{experiment} ends", is_done, pause_s=1.0)
         return read_history(folder)
 
     def weights(self, experiment: str) -> bytes:

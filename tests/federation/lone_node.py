@@ -1,9 +1,16 @@
-"""A real Flower node's memory and its loopback API in a process of its own, with a test in the server's place."""
+"""A real Flower node's memory and its loopback API, with a test in the server's place: lone_node.py SOCKET SECRET FAB
+
+At the socket a test hears the port; then, for the bytes of each task that it sends, the answer's bytes or what error
+was told. The secret and the app are files.
+"""
 
 import hashlib
+import socket
+import sys
 import threading
 import time
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -26,7 +33,7 @@ RUN_ID, SERVER_ID, NODE_ID = 11, 1, 7
 
 
 def run(connection: Connection, secret: bytes, fab: bytes) -> None:
-    """Send the port; then, for the bytes of each task that comes, the answer's bytes or what error was told."""
+    """Speak with the test until it says None."""
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, SERVER_ID, 1
     factory = ObjectStoreFactory()
     states = NodeStateFactory(objectstore_factory=factory)
@@ -84,3 +91,9 @@ def _exchanged(states: Any, factory: Any, data: bytes, fab: bytes) -> bytes | tu
 
 def _nodes(tree: Any) -> list[Any]:
     return [tree, *(found for child in tree.children for found in _nodes(child))]
+
+
+if __name__ == "__main__":
+    line = socket.socket(socket.AF_UNIX)
+    line.connect(sys.argv[1])
+    run(Connection(line.detach()), *(Path(file).read_bytes() for file in sys.argv[2:]))

@@ -1,5 +1,5 @@
+import importlib
 import math
-import subprocess
 import sys
 
 import numpy as np
@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multiseg.errors import FederationError
+from multiseg.federation.flower.forked import Forked
 from multiseg.federation.privacy import (
     clipped,
     derived_key,
@@ -122,10 +123,16 @@ def test_epsilon_at_the_ends():
 
 @pytest.mark.slow
 def test_flower_is_not_loaded_to_clip():
-    code = (
-        "import sys, multiseg.federation.privacy, multiseg.federation.pairwise_masks; sys.exit('flwr' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    def imports(is_asked):
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("flwr", "multiseg")]:
+            del sys.modules[name]
+        importlib.import_module("multiseg.federation.privacy")
+        importlib.import_module("multiseg.federation.pairwise_masks")
+        return b"loaded" if "flwr" in sys.modules else b"not loaded"
+
+    child = Forked(imports)
+    assert child.wait(60)
+    assert child.result() == b"not loaded"
 
 
 def test_payload():

@@ -30,8 +30,8 @@ CPU = SimulationMachine(device="cpu", least=1)
 OPTIONS = FederationOptions(
     experiment="small",
     sites=("alder", "birch", "dogwood"),
-    model=ModelOptions(widths=(8, 16)),
-    stream=StreamOptions(draw=DrawOptions(patch=(16, 16, 16)), batch_size=2, workers=0),
+    model=ModelOptions(widths=(8, 8)),
+    stream=StreamOptions(draw=DrawOptions(patch=(16, 16, 16)), batch_size=1, workers=0),
     augment=AugmentOptions(preset="none"),
     fit=FitOptions(amp="off"),
     local=LocalOptions(steps=2),

@@ -1,9 +1,9 @@
 """The executor against the loopback API of a real Flower node."""
 
 import hashlib
-import multiprocessing
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,6 +14,8 @@ from pathlib import Path
 import lone_node
 import pytest
 import torch
+from commands import Command
+from deployed import IMPORTED
 
 from multiseg.errors import FederationError
 from multiseg.federation.fab import app_bytes
@@ -32,18 +34,23 @@ PATIENCE = 60.0
 
 
 @pytest.fixture(scope="module")
-def connection_and_port() -> Iterator[tuple[Connection, int]]:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=lone_node.run, args=(theirs, SECRET, FAB), daemon=True)
-    process.start()
-    assert ours.poll(PATIENCE)
-    yield ours, ours.recv()
-    process.kill()
-    process.join()
-    process.close()
-    for connection in (ours, theirs):
-        connection.close()
+def connection_and_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Connection, int]]:
+    folder = tmp_path_factory.mktemp("node")
+    (folder / "secret").write_bytes(SECRET)
+    (folder / "fab").write_bytes(FAB)
+    files = [str(folder / name) for name in ("socket", "secret", "fab")]
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.settimeout(PATIENCE)
+        listener.bind(files[0])
+        listener.listen()
+        process = Command(files, folder / "said", script=Path(lone_node.__file__), forks=IMPORTED)
+        accepted, _ = listener.accept()
+    accepted.setblocking(True)
+    with Connection(accepted.detach()) as connection:
+        assert connection.poll(PATIENCE), (folder / "said").read_text()
+        yield connection, connection.recv()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
 
 
 @pytest.fixture

@@ -4,16 +4,15 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from commands import Command
 from fleet import BROKEN_OFF, FAULT, NODE_ID, Fleet, fleet, make_kit
 
 from multiseg.federation.flower import node as module
@@ -35,15 +34,30 @@ def member(folder: Path, kit: Path, address: str) -> Member:
     return Member("alder", address, kit / "ca.crt", kit / "site.key", folder / "state")
 
 
-def start(folder: Path, kit: Path, address: str) -> subprocess.Popen[bytes]:
+NODE, SUPERVISOR = (
+    "import sys; from multiseg.federation.flower import node; node.main(sys.argv[1:])",
+    "import sys; from pathlib import Path; from multiseg.federation.flower import joining\n"
+    "joining._Children.executor = lambda children: None\n"
+    "run = joining.supervise\n"
+    "joining.supervise = lambda children, hear, look: run(children[:1], hear, look)\n"
+    "sys.exit(joining.main(sys.argv[1:]))",
+)
+
+
+def process(folder: Path, code: str, arguments: list[str], environment: Mapping[str, str]) -> Command:
+    """A process of this code; neither it nor the nodes that it starts have to import Flower."""
+    (script := folder / "script.py").write_text(code)
+    return Command(arguments, folder / "said", {**os.environ, **environment}, script, forks=["flwr.supernode.cli"])
+
+
+def start(folder: Path, kit: Path, address: str) -> Command:
     """The node as `join` starts it, without who would start it again."""
     site = member(folder, kit, address)
     (site.state / "node").mkdir(parents=True)
     (folder / "secret").write_bytes(b"s" * 96)
     children = _Children(site, folder / "site.toml", folder / "secret", print, Pulse(folder / "beat", str, print))
     child = children.node()
-    with (folder / "said").open("wb") as said:
-        return subprocess.Popen(child.command, env={**os.environ, **child.environment}, stdout=said, stderr=said)
+    return process(folder, NODE, child.command[3:], child.environment)
 
 
 FAULTS: dict[str, dict[str, tuple[int, bytes]]] = {
@@ -67,44 +81,31 @@ def test_a_node_whose_connection_failed_ends_its_process(tmp_path: Path) -> None
                 until(60, f"{name}: the node is in", lambda one=one: one.calls["pull-messages"])
                 one.faults = FAULTS.get(name, {})
             fleets["another certificate"].show(other)
-            ended = {name: process.wait(60) for name, process in nodes.items()}
+            ended = {name: node.wait(60) for name, node in nodes.items()}
         finally:
-            for process in nodes.values():
-                process.kill()
+            for node in nodes.values():
+                node.send_signal(signal.SIGKILL)
     assert ended == dict.fromkeys(fleets, 1)
     assert [one.calls["activate-node"] for one in fleets.values()] == [1] * len(fleets)
 
 
 @pytest.fixture
-def joined(tmp_path: Path) -> Iterator[tuple[Fleet, Path, subprocess.Popen[str], list[str]]]:
+def joined(tmp_path: Path) -> Iterator[tuple[Fleet, Path, Command]]:
     """A node that is kept running as `join` keeps it, without an executor."""
     kit = make_kit(tmp_path, "kit")
-    code = (
-        "import sys; from pathlib import Path; from multiseg.federation.flower import joining\n"
-        "joining._Children.executor = lambda children: None\n"
-        "run = joining.supervise\n"
-        "joining.supervise = lambda children, hear, look: run(children[:1], hear, look)\n"
-        "sys.exit(joining.main(sys.argv[1:]))"
-    )
     with fleet(kit) as served:
         site = json.dumps({name: str(value) for name, value in vars(member(tmp_path, kit, served.address)).items()})
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path / "site.toml"), site], stderr=subprocess.PIPE, encoding="utf-8"
-        )
-        said: list[str] = []
+        supervisor = process(tmp_path, SUPERVISOR, [str(tmp_path / "site.toml"), site], {})
         try:
-            yield served, kit, process, said
+            yield served, kit, supervisor
         finally:
-            process.send_signal(signal.SIGTERM)
-            _, rest = process.communicate(timeout=30)
-            said += rest.splitlines()
+            supervisor.send_signal(signal.SIGTERM)
+            supervisor.wait(30)
 
 
 @pytest.mark.slow
-def test_a_site_is_back_after_each_fault_without_a_hand(
-    joined: tuple[Fleet, Path, subprocess.Popen[str], list[str]], tmp_path: Path
-) -> None:
-    served, kit, process, _ = joined
+def test_a_site_is_back_after_each_fault_without_a_hand(joined: tuple[Fleet, Path, Command], tmp_path: Path) -> None:
+    served, kit, supervisor = joined
     other = make_kit(tmp_path, "other")
 
     def comes_back(what: str, mend: Callable[[], object], saw: str = "") -> None:
@@ -123,7 +124,7 @@ def test_a_site_is_back_after_each_fault_without_a_hand(
     served.show(other)  # a new authority, without an overlap
     new = (other / "ca.crt").read_bytes()
     comes_back("a new ca.crt", lambda: (kit / "ca.crt").write_bytes(new), BROKEN_OFF)
-    assert process.poll() is None
+    assert supervisor.poll() is None
     number = tmp_path / "state" / "node" / "id"  # written once the node says it, which is after the call
     until(60, "the node's number is kept", number.is_file)
     assert number.read_text() == str(NODE_ID)

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from commands import Command
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from deployed import IMPORTED
 from made_centre import NEEDED, every_path, make_centre, make_site, signed
 from servers import free_port
 
@@ -26,6 +28,7 @@ from multiseg.federation.flower.serve import check_files, check_ports, check_roo
 from multiseg.federation.flower.submit import active_with, show, status, stop, submit
 from multiseg.federation.identity.enrol import enrol_server, revoke_site
 from multiseg.federation.identity.home import read_home
+from multiseg.federation.supervise import command_path
 
 PATIENCE = 60.0
 RUN = """
@@ -44,7 +47,7 @@ class Served:
         self.home = read_home(self.centre)
         self.keys = {name: make_site(self.centre, name) for name in ("alder", "birch")}
         self.said = folder / "said.txt"
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[Command] = []
         self.environment = os.environ | {
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -52,24 +55,29 @@ class Served:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
 
-    def start(self, command: list[str], out: Path) -> subprocess.Popen[bytes]:
-        with out.open("ab") as file:
-            process = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, env=self.environment, start_new_session=True
-            )
+    def start(self, arguments: list[str], out: Path, script: str = "") -> Command:
+        """One of multiseg's commands, or a script of Flower's."""
+        out.touch()
+        path = Path(command_path(script)) if script else None
+        process = Command(arguments, out, self.environment, path, forks=IMPORTED)
         self.processes.append(process)
         return process
 
-    def node(self, site: str, key: Path, out: Path) -> subprocess.Popen[bytes]:
-        """A Flower node without anything of ours."""
-        port = str(free_port())
+    def node(self, site: str, key: Path, out: Path, executor: bool = False) -> Command:
+        """A Flower node without anything of ours, with Flower's executor or without one."""
+        address = f"127.0.0.1:{free_port()}"
+        (secret := out.with_suffix(".secret")).write_bytes(b"s" * 96)
+        shared = ["--superexec-auth-secret-file", str(secret)]
+        if executor:
+            self.start(["--insecure", "--runtime-api-address", address, *shared], out, "flower-superexec")
         return self.start(
             [
-                *("flower-supernode", "--superlink", self.home.public, "--host", "127.0.0.1", "--port", port),
+                *("--superlink", self.home.public, "--host", "127.0.0.1", "--port", address.rpartition(":")[2]),
                 *("--root-certificates", str(self.centre / "ca.crt"), "--auth-supernode-private-key", str(key)),
-                *("--node-config", f'site="{site}"'),
+                *("--node-config", f'site="{site}"', "--isolation", "process", *shared),
             ],
             out,
+            "flower-supernode",
         )
 
     def waits(self, met: Callable[[], bool], what: str) -> None:
@@ -86,7 +94,7 @@ class Served:
     def end(self) -> None:
         for process in self.processes:
             if process.poll() is None:
-                process.terminate()
+                process.send_signal(signal.SIGTERM)
         for process in self.processes:
             try:
                 process.wait(40)
@@ -102,9 +110,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served")
     it = Served(folder)
     try:
-        it.start([sys.executable, "-m", "multiseg", "fed", "serve", str(it.centre)], it.said)
+        it.start(["fed", "serve", str(it.centre)], it.said)
         it.waits(lambda: "Ready. 2 sites are enrolled." in it.said.read_text(), "the server")
-        it.node("alder", folder / "alder-kit" / "site.key", folder / "alder.txt")
+        it.node("alder", folder / "alder-kit" / "site.key", folder / "alder.txt", executor=True)
         it.waits(lambda: "alder is online: 1 of 2" in it.said.read_text(), "alder")
         yield it
     finally:

@@ -68,3 +68,6 @@ def groups_of(infos, info):
 
 def joint_info(infos, options=OPTIONS):
     return joint(infos, options)
+
+
+KEEPING = with_local(personal=("*norm*",), keep_optimiser=True)

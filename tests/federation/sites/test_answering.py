@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from asked import OPTIONS, described, first_state, groups_of, joint_info, round_task, site_of, with_local
+from asked import KEEPING, OPTIONS, described, first_state, groups_of, round_task, site_of, with_local
 
 from multiseg.errors import StoppedError
 from multiseg.federation.messages import DESCRIBE, EVALUATE, FINGERPRINT, FINISH, ROUND, SiteTask, to_bytes
@@ -17,16 +17,6 @@ from multiseg.federation.sites.policy import Leaves
 from multiseg.models.network_parts import parts, trained_parts
 from multiseg.models.saved import load_model
 from multiseg.store.reader import open_store
-
-
-@pytest.fixture(scope="module")
-def infos(site_stores, tmp_path_factory):
-    return described(site_stores, tmp_path_factory.mktemp("described"))
-
-
-@pytest.fixture(scope="module")
-def info(infos):
-    return joint_info(infos)
 
 
 @pytest.fixture(scope="module")
@@ -104,26 +94,19 @@ def test_a_repeated_task_gets_the_stored_answer(site_stores, tmp_path, info):
     assert not same(other.tensors, first.tensors)
 
 
-KEEPING = with_local(personal=("*norm*",), keep_optimiser=True)
-
-
-def undisturbed(info, site, rounds):
-    return [answer(round_task(info, number, options=KEEPING), site) for number in range(1, rounds + 1)]
-
-
 @pytest.mark.slow
-def test_after_a_lost_round_the_site_goes_on_from_the_one_that_was_kept(site_stores, tmp_path, info):
-    smooth = undisturbed(info, site_of("alder", site_stores, tmp_path / "smooth"), 3)
+def test_after_a_lost_round_the_site_goes_on_from_the_one_that_was_kept(site_stores, tmp_path, info, smooth):
     site = site_of("alder", site_stores, tmp_path / "rough")
-    answer(round_task(info, 1, options=KEEPING), site)
+    smooth.after(1, tmp_path / "rough")
     # Round 2 from other weights, which the server then lost with its disk.
     answer(round_task(info, 2, options=KEEPING, state=first_state(info, seed=9)), site)
     second = answer(round_task(info, 2, options=KEEPING), site)
     third = answer(round_task(info, 3, options=KEEPING), site)
-    assert same(second.tensors, smooth[1].tensors)
-    assert same(third.tensors, smooth[2].tensors)
-    assert third.body["metrics"] == smooth[2].body["metrics"]
+    assert same(second.tensors, smooth.answers[1].tensors)
+    assert same(third.tensors, smooth.answers[2].tensors)
+    assert third.body["metrics"] == smooth.answers[2].body["metrics"]
     # An update that the server did not take: round 4 begins from round 2.
+    smooth.after(3, tmp_path / "smooth")
     here = site_of("alder", site_stores, tmp_path / "smooth")
     from_third = answer(round_task(info, 4, options=KEEPING), here)
     shutil.copytree(tmp_path / "rough", tmp_path / "copy")
@@ -138,9 +121,10 @@ def test_after_a_lost_round_the_site_goes_on_from_the_one_that_was_kept(site_sto
 
 
 @pytest.mark.slow
-def test_personal_norm_layers_never_leave_and_stay_in_step(site_stores, tmp_path, info):
+def test_personal_norm_layers_never_leave_and_stay_in_step(site_stores, tmp_path, info, smooth):
     site = site_of("alder", site_stores, tmp_path)
-    first, *_ = answers = undisturbed(info, site, 3)
+    smooth.after(3, tmp_path)
+    first, *_ = answers = smooth.answers
     assert not any("norm" in name for sent in answers for name in sent.tensors)
     assert "statistics were estimated" in first.body["events"][0]
     assert answers[1].body["events"] == []
@@ -161,10 +145,10 @@ def finish_task(info, options=OPTIONS, kind=FINISH, number=0, **others):
 
 
 @pytest.mark.slow
-def test_a_model_is_finished_with_what_was_personal_in_its_round(site_stores, tmp_path, info):
+def test_a_model_is_finished_with_what_was_personal_in_its_round(site_stores, tmp_path, info, smooth):
     site = site_of("alder", site_stores, tmp_path)
-    for number in (1, 2, 3):
-        assert not answer(round_task(info, number, options=KEEPING, hold=[2]), site).error
+    smooth.after(2, tmp_path)
+    assert not answer(round_task(info, 3, options=KEEPING, hold=[2]), site).error
 
     def finished(number, **others):
         events = answer(finish_task(info, KEEPING, number=number, **others), site).body["events"]

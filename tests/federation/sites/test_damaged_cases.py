@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from asked import OPTIONS, described, first_state, joint_info, round_task, site_of
+from asked import OPTIONS, first_state, round_task, site_of
 
 from multiseg.errors import StoppedError, StoreError
 from multiseg.federation.messages import EVALUATE, Answer, SiteTask, to_bytes
@@ -16,11 +16,6 @@ from multiseg.federation.sites.answering import answer
 from multiseg.federation.sites.policy import Leaves
 from multiseg.store.catalogue import select
 from multiseg.store.reader import Case, open_store
-
-
-@pytest.fixture(scope="module")
-def info(site_stores, tmp_path_factory):
-    return joint_info(described(site_stores, tmp_path_factory.mktemp("described")))
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from asked import described, joint_info, round_task, site_of, with_local
+from asked import KEEPING, round_task, site_of
 
 from multiseg.errors import CheckpointError, ResourceError
 from multiseg.federation.messages import ROUND, SiteTask
@@ -103,9 +103,6 @@ def test_moments_grow_with_a_network():
     assert optimiser.state[network.bias]["step"] == 2
 
 
-KEEPING = with_local(personal=("*norm*",), keep_optimiser=True)
-
-
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -125,14 +122,9 @@ def killed(work):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["in a step", "before the commit", "in the commit", "before it leaves"])
-def test_a_round_killed_at_any_moment_gives_the_same_bits(moment, site_stores, tmp_path, monkeypatch):
-    known = described(site_stores, tmp_path / "described")
-    info = joint_info(known)
-    smooth = [
-        answer(round_task(info, n, options=KEEPING), site_of("alder", site_stores, tmp_path / "a")) for n in (1, 2)
-    ]
-    site = site_of("alder", site_stores, tmp_path / "b")
-    answer(round_task(info, 1, options=KEEPING), site)
+def test_a_round_killed_at_any_moment_gives_the_same_bits(moment, site_stores, tmp_path, info, smooth, monkeypatch):
+    site, expected = site_of("alder", site_stores, tmp_path), smooth.answers[1]
+    smooth.after(1, tmp_path)
     task, record = round_task(info, 2, options=KEEPING), answering.audit_log.record
     with monkeypatch.context() as patch:
         if moment == "before the commit":
@@ -146,18 +138,17 @@ def test_a_round_killed_at_any_moment_gives_the_same_bits(moment, site_stores, t
     steps = []
     again = answer(task, site, on_event=steps.append)
     assert len(steps) == (0 if moment == "before it leaves" else 2)
-    assert again.tensors.keys() == smooth[1].tensors.keys()
-    assert all(torch.equal(tensor, again.tensors[name]) for name, tensor in smooth[1].tensors.items())
-    assert again.body["metrics"] == smooth[1].body["metrics"]
-    assert not list((tmp_path / "b" / "alder" / "experiments" / "trial").glob(".*.tmp"))
-    mine, others = (own_after(tmp_path / x / "alder" / "experiments" / "trial", 2) for x in "ba")
+    assert again.tensors.keys() == expected.tensors.keys()
+    assert all(torch.equal(tensor, again.tensors[name]) for name, tensor in expected.tensors.items())
+    assert again.body["metrics"] == expected.body["metrics"]
+    assert not list((tmp_path / "alder" / "experiments" / "trial").glob(".*.tmp"))
+    mine, others = (own_after(x / "alder" / "experiments" / "trial", 2) for x in (tmp_path, smooth.states[1]))
     assert all(torch.equal(mine.parts[name], others.parts[name]) for name in others.parts)
     assert mine.parts
 
 
 @pytest.mark.slow
-def test_a_full_disk_lets_nothing_leave(site_stores, tmp_path, monkeypatch):
-    info = joint_info(described(site_stores, tmp_path / "described"))
+def test_a_full_disk_lets_nothing_leave(site_stores, tmp_path, info, monkeypatch):
     site = site_of("alder", site_stores, tmp_path)
 
     def full(path, data):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import zarr
-from asked import OPTIONS, described, first_state, joint_info, round_task, site_of
+from asked import OPTIONS, first_state, round_task, site_of
 
 from multiseg.evaluation.evaluation_result import EvaluateOptions
 from multiseg.evaluation.model_evaluation import evaluate
@@ -19,11 +19,6 @@ from multiseg.federation.sites.answering import answer
 from multiseg.federation.sites.remembered import remembered
 from multiseg.models.saved import read_learnt
 from multiseg.store.reader import open_store
-
-
-@pytest.fixture(scope="module")
-def info(site_stores, tmp_path_factory):
-    return joint_info(described(site_stores, tmp_path_factory.mktemp("described")))
 
 
 @pytest.fixture

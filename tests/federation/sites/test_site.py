@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from asked import OPTIONS, described, first_state, joint_info, site_of, with_local
+from asked import OPTIONS, first_state, site_of, with_local
 
 from multiseg.errors import DataError, FederationError, StoppedError, StoreError
 from multiseg.federation.sites import training as module
@@ -29,11 +29,6 @@ from multiseg.training.run_folder import ModelOptions
 from multiseg.training.validate import validate, validation_cases
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def info(site_stores, tmp_path_factory):
-    return joint_info(described(site_stores, tmp_path_factory.mktemp("described")))
 
 
 @pytest.fixture
