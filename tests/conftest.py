@@ -71,6 +71,13 @@ def store_url(hospitals: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return url
 
 
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations save their tables alone: their pictures take as long as the evaluation of a few phantoms."""
+    for name in ("montage.save_montage", "reliability_plot.save_reliability"):
+        monkeypatch.setattr(f"multiseg.evaluation.{name}", lambda *_, **__: None)
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of real scans."""
