@@ -6,7 +6,7 @@ from pathlib import Path
 
 import obstore
 import pytest
-from servers import Line, far_from
+from servers import Line, far_from, reach_bucket
 
 from multiseg.errors import UsageError
 from multiseg.labels import LabelSpace
@@ -19,15 +19,16 @@ from multiseg.store.remote.connection import connect
 AXIS = ModalityAxis(("PD", "FLAIR", "T1", "T1c", "T2", "DWI", "ADC"))
 
 
-@pytest.fixture
-def far(bucket: str, server: str, store_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The shared store in a bucket, each of whose answers takes 20 ms."""
-    objects = connect(bucket)
-    for path in Path(store_url).rglob("*"):
-        if path.is_file():
-            obstore.put(objects, str(path.relative_to(store_url)), path.read_bytes())
-    with far_from(server, Line(latency_s=0.02)) as endpoint:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+@pytest.fixture(scope="module")
+def far(server: str, store_url: str) -> Iterator[str]:
+    """The shared store in a bucket, each of whose answers takes 20 ms. Only for reading."""
+    with pytest.MonkeyPatch.context() as patched, far_from(server, Line(latency_s=0.02)) as endpoint:
+        bucket = reach_bucket(server, "stream-from-afar", patched)
+        objects = connect(bucket)
+        for path in Path(store_url).rglob("*"):
+            if path.is_file():
+                obstore.put(objects, str(path.relative_to(store_url)), path.read_bytes())
+        patched.setenv("AWS_ENDPOINT_URL", endpoint)
         yield bucket
 
 
