@@ -197,6 +197,7 @@ def _draw_row(
     axes: Axes, page: _Page, row: int, panel: SlicePanel, columns: Sequence[str], colours: Mapping[str, str]
 ) -> None:
     figure = axes.get_figure(root=True)
+    assert figure is not None
     _draw_label(figure, page, row, panel, colours)
     outlines = _outlines(axes, panel)
     for column, name in enumerate(columns):

@@ -192,7 +192,8 @@ def paired_difference(first: pd.DataFrame, second: pd.DataFrame, column: str, se
     low, high = _interval(gaps, seed) if min(sizes) >= FEWEST else (math.nan, math.nan)
     by_seed = [_mean(gaps)]
     if len(seeds) > 1:
-        by_seed = [_mean(_gaps(*(arm[arm["seed"] == number] for arm in (first, second)), column)) for number in seeds]
+        alone = [[arm[arm["seed"] == number] for arm in (first, second)] for number in seeds]
+        by_seed = [_mean(_gaps(one, other, column)) for one, other in alone]
     return Difference(_mean(gaps), low, high, sum(sizes), tuple(by_seed))
 
 
