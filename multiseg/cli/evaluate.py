@@ -286,26 +286,43 @@ def _model_and_store(
 def _tell_of_scans(
     runs: Sequence[Path], cases: CaseFlags, opened: Store | None = None, are_all_tested: bool = False
 ) -> None:
-    """Print a warning for each model that has learnt from scans which the evaluated store no longer has, and which
-    databases that the models learnt from have no case to evaluate.
+    """Print what the learnt scans and the databases of the models say about the evaluated store.
+
+    Args:
+        opened: the store, if it is open.
     """
-    from multiseg.cli.console import messages
-    from multiseg.cli.evaluation_tables import untested
-    from multiseg.cli.model import warn_of_removed
     from multiseg.evaluation.model_evaluation import store_of_run
-    from multiseg.models.saved import model_path, read_info, read_learnt
     from multiseg.store.reader import open_store
 
     if not runs:  # files of another program
         return
     store = opened if opened is not None else open_store(cases.store or store_of_run(runs[0]))
+    _warn_of_removed(runs, store)
+    if not are_all_tested:
+        _name_untested(runs, cases, store)
+
+
+def _warn_of_removed(runs: Sequence[Path], store: Store) -> None:
+    """Print a warning for each model that has learnt from scans which the evaluated store no longer has."""
+    from multiseg.cli.model import warn_of_removed
+    from multiseg.models.saved import model_path, read_learnt
+
     for run in runs:
         warn_of_removed(store, read_learnt(model_path(run)))
+
+
+def _name_untested(runs: Sequence[Path], cases: CaseFlags, store: Store) -> None:
+    """Print which databases that the models learnt from have no case to evaluate."""
+    from multiseg.cli.console import messages
+    from multiseg.cli.evaluation_tables import untested
+    from multiseg.models.saved import model_path, read_info
+
     known = dict.fromkeys(name for run in runs for name in read_info(model_path(run)).databases)
     names = [name for name in known if not cases.database or name in cases.database]
-    if names and cases.split != "all" and not are_all_tested:
-        for text in untested(names, store, cases.split):
-            messages().print(text, soft_wrap=True, markup=False)
+    if not names or cases.split == "all":
+        return
+    for text in untested(names, store, cases.split):
+        messages().print(text, soft_wrap=True, markup=False)
 
 
 def _default_folder(runs: Sequence[Path], name: str, cases: CaseFlags, several: SeveralFlags) -> Path:
