@@ -38,14 +38,11 @@ def figures(name: str, num_modalities: int, edge: int, present: Tensor | None = 
     images = torch.empty(1, num_modalities, edge, edge, edge, device="meta")
     # On the CPU, since which sequences are there decides what is computed, and that must be known.
     flags = torch.ones(num_modalities, dtype=torch.bool) if present is None else present
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        network.eval()(images, flags[None])
+    with FlopCounterMode(display=False) as counter:
+        kept = kept_for_backward(network.train(), images, flags[None])
     sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
-    return Figures(
-        sum(n for n, _ in sizes), sum(n for n, learns in sizes if learns), counter.get_total_flops(),
-        kept_for_backward(network.train(), images, flags[None]),
-    )  # fmt: skip
+    learning = sum(n for n, learns in sizes if learns)
+    return Figures(sum(n for n, _ in sizes), learning, counter.get_total_flops(), kept)
 
 
 def kept_for_backward(network: nn.Module, images: Tensor, present: Tensor) -> int:

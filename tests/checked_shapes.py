@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxtyping
+import numpy as np
 from beartype import beartype
 
 PACKAGE = Path(__file__).parents[1] / "multiseg"
@@ -38,17 +39,27 @@ def shapes_checked(thing: Any) -> Any:
     if inspect.isgeneratorfunction(thing):  # its body runs after the call
         return jaxtyped(typechecker=beartype)(thing)
     checked: Callable[..., Any] | None = None
+    has_arrays = True
 
     @functools.wraps(thing)
     def call(*arguments: Any, **named: Any) -> Any:
-        nonlocal checked
+        nonlocal checked, has_arrays
         if checked is None:
-            thing.__annotations__ = {name: meant(hint, thing) for name, hint in thing.__annotations__.items()}
+            hints = {name: meant(hint, thing) for name, hint in thing.__annotations__.items()}
+            has_arrays = any(map(names_array, hints.values()))
+            thing.__annotations__ = hints
             checked = beartype(thing)
-        with jaxtyped("context"):
+        if not has_arrays:
+            return checked(*arguments, **named)
+        with OWN_SIZES:
             return checked(*arguments, **named)
 
     return call
+
+
+def names_array(hint: Any) -> bool:
+    """Whether an annotation is of an array, or has one in it."""
+    return isinstance(hint, ARRAY) or any(map(names_array, typing.get_args(hint)))
 
 
 def meant(hint: Any, function: Callable[..., Any]) -> Any:
@@ -61,6 +72,9 @@ def meant(hint: Any, function: Callable[..., Any]) -> Any:
 
 
 jaxtyped = jaxtyping.jaxtyped
+OWN_SIZES = jaxtyped("context")
+"""Within it, dimensions have sizes of their own. It has no state, and making one takes longer than most checks."""
+ARRAY = type(jaxtyping.Float[np.ndarray, "i"])
 # The import hook writes `@jaxtyping.jaxtyped(...)` above what it finds in these modules.
 jaxtyping.jaxtyped = lambda **_: shapes_checked
 jaxtyping.install_import_hook(modules_with_shapes(), None)

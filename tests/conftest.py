@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import checked_shapes  # noqa: F401
 import hypothesis
 import pytest
-from servers import make_bucket, s3_server
+from servers import reach_bucket, s3_server
 
 from multiseg.phantoms.hospitals import write_hospitals
 from multiseg.store.ingest.ingest_plan import IngestOptions
@@ -77,6 +77,15 @@ def store_url(hospitals: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return url
 
 
+@pytest.fixture
+def no_pictures() -> Iterator[None]:
+    """Evaluations save their tables alone: their pictures take as long as the evaluation of a few phantoms."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("montage.save_montage", "reliability_plot.save_reliability"):
+            patched.setattr(f"multiseg.evaluation.{name}", lambda *_, **__: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of real scans."""
@@ -96,13 +105,4 @@ def server() -> Iterator[str]:
 @pytest.fixture
 def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URL of an empty bucket, and an environment to reach it."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    name = tmp_path.name.replace("_", "-").lower()
-    make_bucket(server, name)
-    return f"s3://{name}"
+    return reach_bucket(server, tmp_path.name.replace("_", "-").lower(), monkeypatch)

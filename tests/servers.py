@@ -3,6 +3,7 @@
 import http.client
 import http.server
 import itertools
+import os
 import socket
 import struct
 import subprocess
@@ -13,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import pytest
 
 
 @contextmanager
@@ -35,6 +38,19 @@ def make_bucket(server: str, name: str) -> None:
     connection.request("PUT", f"/{name}")
     assert connection.getresponse().status == 200
     connection.close()
+
+
+def reach_bucket(server: str, name: str, patch: pytest.MonkeyPatch) -> str:
+    """Make a bucket, and have the environment name its server. Returns its URL."""
+    for variable in [variable for variable in os.environ if variable.startswith("AWS_")]:
+        patch.delenv(variable)
+    patch.setenv("AWS_ENDPOINT_URL", server)
+    patch.setenv("AWS_ALLOW_HTTP", "true")
+    patch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    patch.setenv("AWS_REGION", "us-east-1")
+    make_bucket(server, name)
+    return f"s3://{name}"
 
 
 def free_port() -> int:

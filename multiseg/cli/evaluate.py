@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from multiseg.evaluation.evaluation_result import EvaluateOptions
     from multiseg.evaluation.voting import Voters
     from multiseg.models.saved import Model
+    from multiseg.store.reader import Store
 
 
 @dataclass(frozen=True)
@@ -208,11 +209,11 @@ def evaluate_command(
     models, metrics, options = runs or [], metric or (), cases.options(scoring)
     _check_flags(models, several, cases, files)
     folder = out or _default_folder(models, files.name, cases, several)
+    opened: Store | None = None
     if several.is_compared:
         plan = ComparePlan(tuple(models), cases.store, options, folder, tuple(metrics), overwrite)
         done = compare_command(plan, str(resolve_device(device)), as_json)
-        _warn_of_removed(models, cases.store)
-        _name_untested(models, cases)
+        _tell_of_scans(models, cases)
         return done
     with evaluation_progress(as_json) as on_case:
         if files.predictions:
@@ -223,8 +224,8 @@ def evaluate_command(
             result = evaluate_folds(models, cases.store, options, resolved, folder, on_case, metrics, overwrite)
         else:
             resolved = str(resolve_device(device))
-            model, store = _model_and_store(models, several, cases.store, resolved, cases.branch)
-            result = evaluate(model, store, options, resolved, folder, on_case, metrics, overwrite)
+            model, opened = _model_and_store(models, several, cases.store, resolved, cases.branch)
+            result = evaluate(model, opened, options, resolved, folder, on_case, metrics, overwrite)
     result.save(folder, overwrite)
     note_command(folder, device, keep=False)
     if as_json:
@@ -233,9 +234,7 @@ def evaluate_command(
         print_evaluation(result, folder)
         for warning in learnt_warnings(result.learnt) if models else []:
             messages().print(warning, soft_wrap=True, markup=False)
-    _warn_of_removed(models, cases.store)
-    if not several.is_folds:  # they test every case
-        _name_untested(models, cases)
+    _tell_of_scans(models, cases, opened, are_all_tested=several.is_folds)
     return 0
 
 
@@ -270,42 +269,59 @@ def _check_flags(runs: Sequence[Path], several: SeveralFlags, cases: CaseFlags, 
 
 def _model_and_store(
     runs: Sequence[Path], several: SeveralFlags, store: str, device: str, branch: str
-) -> tuple[Path | Model | Voters, str | None]:
-    """What to evaluate, and on which store: None takes the one of the training."""
+) -> tuple[Path | Model | Voters, Store]:
+    """What to evaluate, and on which store: "" takes the one of the training."""
     from multiseg.evaluation.model_evaluation import load_ensemble, store_of_run
     from multiseg.models.fused import load_fused
-
-    if several.ensemble:
-        return load_ensemble(runs, several.ensemble, device, branch), store or store_of_run(runs[0])
-    if not several.fuse and len(runs) == 1:
-        return runs[0], store or None
-    return load_fused(runs, several.fuse, device), store or store_of_run(runs[0])
-
-
-def _warn_of_removed(runs: Sequence[Path], store: str) -> None:
-    """Print a warning for each model that has learnt from scans which the evaluated store no longer has."""
-    from multiseg.cli.model import warn_of_removed
-    from multiseg.evaluation.model_evaluation import store_of_run
-    from multiseg.models.saved import model_path, read_learnt
     from multiseg.store.reader import open_store
 
+    model: Path | Model | Voters = runs[0]
+    if several.ensemble:
+        model = load_ensemble(runs, several.ensemble, device, branch)
+    elif several.fuse or len(runs) > 1:
+        model = load_fused(runs, several.fuse, device)
+    return model, open_store(store or store_of_run(runs[0]))
+
+
+def _tell_of_scans(
+    runs: Sequence[Path], cases: CaseFlags, opened: Store | None = None, are_all_tested: bool = False
+) -> None:
+    """Print what the learnt scans and the databases of the models say about the evaluated store.
+
+    Args:
+        opened: the store, if it is open.
+    """
+    from multiseg.evaluation.model_evaluation import store_of_run
+    from multiseg.store.reader import open_store
+
+    if not runs:  # files of another program
+        return
+    store = opened if opened is not None else open_store(cases.store or store_of_run(runs[0]))
+    _warn_of_removed(runs, store)
+    if not are_all_tested:
+        _name_untested(runs, cases, store)
+
+
+def _warn_of_removed(runs: Sequence[Path], store: Store) -> None:
+    """Print a warning for each model that has learnt from scans which the evaluated store no longer has."""
+    from multiseg.cli.model import warn_of_removed
+    from multiseg.models.saved import model_path, read_learnt
+
     for run in runs:
-        warn_of_removed(open_store(store or store_of_run(runs[0])), read_learnt(model_path(run)))
+        warn_of_removed(store, read_learnt(model_path(run)))
 
 
-def _name_untested(runs: Sequence[Path], cases: CaseFlags) -> None:
+def _name_untested(runs: Sequence[Path], cases: CaseFlags, store: Store) -> None:
     """Print which databases that the models learnt from have no case to evaluate."""
     from multiseg.cli.console import messages
     from multiseg.cli.evaluation_tables import untested
-    from multiseg.evaluation.model_evaluation import store_of_run
     from multiseg.models.saved import model_path, read_info
-    from multiseg.store.reader import open_store
 
     known = dict.fromkeys(name for run in runs for name in read_info(model_path(run)).databases)
     names = [name for name in known if not cases.database or name in cases.database]
     if not names or cases.split == "all":
         return
-    for text in untested(names, open_store(cases.store or store_of_run(runs[0])), cases.split):
+    for text in untested(names, store, cases.split):
         messages().print(text, soft_wrap=True, markup=False)
 
 

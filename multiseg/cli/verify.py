@@ -44,7 +44,6 @@ def verify_command(
     """
     from multiseg.cli.case_table import print_cases
     from multiseg.cli.console import case_counter, messages, print_findings, print_json
-    from multiseg.store.checks.verification import verify_store
     from multiseg.store.findings import Severity
     from multiseg.store.hierarchy import is_like_a_store, is_remote
 
@@ -52,6 +51,8 @@ def verify_command(
         raise UsageError(f"there is no store or source at {path}. Check the path.")
     cases: list[CaseReport] | None = None
     if is_like_a_store(path):
+        from multiseg.store.checks.verification import verify_store  # slow, and sources do without it
+
         check_no_source(context, f"{path} is a store")
         num_workers = worker_flags.options([]).num
         with case_counter("verify") as on_case:

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from multiseg.colours import colour_of
 from multiseg.evaluation.reliability import LEAST, ece_of_table
@@ -59,7 +59,7 @@ def save_reliability(path: Path, table: pd.DataFrame, title_of: Callable[[str], 
         f"{title_of(str(learnt))}. Voxels of the brain with p > {LEAST:g}.{more}", size=8, color=_GREY,
     )  # fmt: skip
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH)
+    figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH, pil_kwargs={"compress_level": 3})
     write_atomically(path, buffer.getvalue())
 
 
@@ -86,9 +86,9 @@ def _draw_structure(upper: Axes, lower: Axes, rows: pd.DataFrame, label: str) ->
     lower.bar(counts.index + width / 2, counts, width=width * 0.86, color=_INK, alpha=0.75)
     upper.set(xlim=(0, 1), ylim=(0, 1.02))  # markers at 1 are whole
     upper.set_ylabel("share of true voxels", size=8.5, color=_INK)
-    upper.set_title(label, size=11, color=_INK, loc="left", pad=6)
+    upper.set_title(label, size=11, color=_INK, loc="left", pad=6, y=1)  # with a place, its neighbours are not measured
     upper.tick_params(labelbottom=False)
-    lower.set_yscale("log")
+    lower.set_yscale("log", subs=())  # no small ticks: there are dozens of them
     lower.set_xlabel("probability", size=8.5, color=_INK)
     lower.set_ylabel("voxels", size=8.5, color=_INK)
     lower.set_ylim(bottom=0.7)
@@ -99,6 +99,7 @@ def _draw_structure(upper: Axes, lower: Axes, rows: pd.DataFrame, label: str) ->
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8, colors=_INK)
     upper.yaxis.set_major_formatter(PercentFormatter(1))
+    lower.yaxis.set_major_formatter(EngFormatter())
     upper.legend(title="calibration error (ECE)", fontsize=7.5, title_fontsize=7.5, loc="upper left",
                  frameon=False, alignment="left", borderpad=0.2)  # fmt: skip
 

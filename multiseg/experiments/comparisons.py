@@ -153,17 +153,18 @@ class Difference:
     by_seed: tuple[float, ...]
 
 
-def per_case(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """One value per case: the mean over its rows (seeds, and subsets of its sequences if there are several).
+def per_case(rows: pd.DataFrame, column: str) -> pd.Series[float]:
+    """One value per database and case: the mean over its rows (seeds, and subsets of its sequences if there are
+    several).
 
     Undefined values are left out. A case without a defined value is NaN.
     """
-    return rows.groupby(CASE, sort=False)[column].mean().reset_index()
+    return rows.groupby(CASE, sort=False)[column].mean()
 
 
 def mean_by_database(rows: pd.DataFrame, column: str) -> pd.Series[float]:
     """The mean over cases of each database, from the mean over seeds of each case."""
-    return per_case(rows, column).groupby("database", sort=False)[column].mean()
+    return per_case(rows, column).groupby(level="database", sort=False).mean()
 
 
 def paired_difference(first: pd.DataFrame, second: pd.DataFrame, column: str, seed: int = 0) -> Difference:
@@ -187,24 +188,29 @@ def paired_difference(first: pd.DataFrame, second: pd.DataFrame, column: str, se
     gaps = _gaps(first, second, column)
     if not gaps:
         raise DataError(f"the two arms have no case in common for which {column} is defined.")
+    sizes = [len(values) for values in gaps.values()]
+    low, high = _interval(gaps, seed) if min(sizes) >= FEWEST else (math.nan, math.nan)
+    by_seed = [_mean(gaps)]
+    if len(seeds) > 1:
+        alone = [[arm[arm["seed"] == number] for arm in (first, second)] for number in seeds]
+        by_seed = [_mean(_gaps(one, other, column)) for one, other in alone]
+    return Difference(_mean(gaps), low, high, sum(sizes), tuple(by_seed))
+
+
+def _interval(gaps: Mapping[str, Float[np.ndarray, " _"]], seed: int) -> tuple[float, float]:
     rng = np.random.default_rng(seed)
     means = np.zeros(RESAMPLES)
     for values in gaps.values():
         means += values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1) / len(gaps)
-    sizes = [len(values) for values in gaps.values()]
-    low, high = np.percentile(means, [2.5, 97.5]) if min(sizes) >= FEWEST else (np.nan, np.nan)
-    by_seed = [
-        _mean(_gaps(first[first["seed"] == number], second[second["seed"] == number], column)) for number in seeds
-    ]
-    return Difference(_mean(gaps), float(low), float(high), sum(sizes), tuple(by_seed))
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def _gaps(first: pd.DataFrame, second: pd.DataFrame, column: str) -> Mapping[str, Float[np.ndarray, " _"]]:
     """By database, the differences of the cases that are defined in both arms."""
-    both = per_case(first, column).merge(per_case(second, column), on=CASE, suffixes=("_first", "_second"))
-    both["gap"] = both[f"{column}_first"] - both[f"{column}_second"]
-    defined = both.dropna(subset="gap")
-    return {str(name): group["gap"].to_numpy(float) for name, group in defined.groupby("database", sort=False)}
+    mine, theirs = (per_case(arm, column) for arm in (first, second))
+    gaps = (mine - theirs.reindex(mine.index)).dropna()
+    return {str(name): values.to_numpy(float) for name, values in gaps.groupby(level="database", sort=False)}
 
 
 def _mean(gaps: Mapping[str, Float[np.ndarray, " _"]]) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ from multiseg.store.ingest.packing import is_sound, with_checksum
 Region: TypeAlias = tuple[slice, ...]
 WRITE_ALL: Any = ArrayConfig.from_dict({"write_empty_chunks": True})
 _TEXTS = VLenUTF8()
+_LENGTH_BYTES = 4
+"""Of the number of texts, before them."""
+_TEXT = "_multiseg_text"
+"""The attribute of metadata that holds the text which they were read from."""
 
 
 def open_arrays(group: zarr.Group, names: Sequence[str]) -> dict[str, zarr.Array]:
@@ -63,7 +68,26 @@ def _array(place: StorePath, metadata: ArrayV3Metadata) -> zarr.Array:
 @lru_cache(maxsize=1024)
 def _metadata_in(text: bytes) -> ArrayV3Metadata:
     """The metadata in a zarr.json. Several steps of one command open the same arrays."""
-    return ArrayV3Metadata.from_dict(json.loads(text))
+    metadata = ArrayV3Metadata.from_dict(json.loads(text))
+    object.__setattr__(metadata, _TEXT, text)
+    return metadata
+
+
+def parsed_metadata(array: zarr.Array) -> dict[str, Any]:
+    """The parsed zarr.json of an array, as zarr writes it, without attributes. Only for reading."""
+    text = getattr(array.metadata, _TEXT, None)  # not of metadata that were changed since
+    return _as_json(array.metadata) if text is None else _parsed_metadata_in(text)
+
+
+@lru_cache(maxsize=1024)
+def _parsed_metadata_in(text: bytes) -> dict[str, Any]:
+    return _as_json(_metadata_in(text))
+
+
+def _as_json(metadata: ArrayV3Metadata) -> dict[str, Any]:
+    fields = {name: value for name, value in metadata.to_dict().items() if name != "attributes"}
+    parsed: dict[str, Any] = json.loads(json.dumps(fields))
+    return parsed
 
 
 def new_array(group: zarr.Group, name: str, shape: Sequence[int], template: zarr.Array) -> zarr.Array:
@@ -146,7 +170,7 @@ def read_regions(regions: Mapping[str, tuple[zarr.Array, Region]]) -> dict[str, 
         values[name] = np.full([part.stop - part.start for part in region], array.fill_value, array.dtype)
         for part in plain[name][1]:
             if (data := objects[part.key]) is not None:
-                values[name][part.in_region] = decode_chunk(array, data)[part.in_chunk]
+                values[name][part.in_region] = decode_chunk(array, data, part.in_chunk[0].stop)[part.in_chunk]
     return values
 
 
@@ -210,16 +234,21 @@ def _overlaps(array: zarr.Array, region: Region) -> Iterator[_Overlap]:
         yield _Overlap(key, inside_chunk, inside_region, all(are_all))
 
 
-def decode_chunk(array: zarr.Array, data: bytes) -> Any:
-    """The values of one chunk, of the whole chunk's shape. Texts are objects, most of which nobody will want.
+def decode_chunk(array: zarr.Array, data: bytes, num_rows: int | None = None) -> Any:
+    """The values of one chunk, of the whole chunk's shape or of its first rows. Texts are objects.
+
+    Args:
+        num_rows: how many rows to decode (None: all). A chunk has room for more cases than most databases have.
 
     Raises:
         ValueError, RuntimeError: the checksum is wrong, or the bytes cannot be decoded.
     """
+    rows, *others = array.chunks
+    shape = (rows if num_rows is None else num_rows, *others)
     decoded: Any = data
     for codec in reversed(array.metadata.codecs):
-        decoded = _CODECS[type(codec)][1](codec, decoded, array)
-    return decoded
+        decoded = _CODECS[type(codec)][1](codec, decoded, array, math.prod(shape))
+    return decoded.reshape(shape)
 
 
 def empty_chunk(array: zarr.Array) -> Any:
@@ -235,7 +264,7 @@ def encode_chunk(array: zarr.Array, values: Any) -> bytes:
     return bytes(encoded)
 
 
-def _without_checksum(codec: Crc32cCodec, data: bytes, array: zarr.Array) -> bytes:
+def _without_checksum(codec: Crc32cCodec, data: bytes, array: zarr.Array, num: int) -> bytes:
     if len(data) < CHECKSUM_BYTES or not is_sound(data):
         raise ValueError("its checksum is wrong")
     return data[:-CHECKSUM_BYTES]
@@ -250,22 +279,30 @@ def _stored_type(codec: BytesCodec, dtype: Any) -> Any:
     return dtype.newbyteorder({"little": "<", "big": ">"}[codec.endian.value]) if codec.endian else dtype
 
 
-def _numbers(codec: BytesCodec, data: bytes, array: zarr.Array) -> Any:
-    stored = np.frombuffer(data, _stored_type(codec, array.dtype)).reshape(array.chunks)
-    return stored.astype(array.dtype)  # a copy, which may be changed
+def _numbers(codec: BytesCodec, data: bytes, array: zarr.Array, num: int) -> Any:
+    stored = np.frombuffer(data, _stored_type(codec, array.dtype))
+    _check_length(stored.size, array)
+    return stored[:num].astype(array.dtype)  # a copy, which may be changed
 
 
-def _text_values(codec: VLenUTF8Codec, data: bytes, array: zarr.Array) -> Any:
-    return _TEXTS.decode(data).reshape(array.chunks)
+def _text_values(codec: VLenUTF8Codec, data: bytes, array: zarr.Array, num: int) -> Any:
+    length, texts = data[:_LENGTH_BYTES], memoryview(data)[_LENGTH_BYTES:]
+    _check_length(int.from_bytes(length, "little"), array)
+    return _TEXTS.decode(b"".join((num.to_bytes(_LENGTH_BYTES, "little"), texts)))
 
 
-_CODECS: dict[type, tuple[Callable[[Any, Any], Any], Callable[[Any, Any, zarr.Array], Any]]] = {
+def _check_length(found: int, array: zarr.Array) -> None:
+    if found != math.prod(array.chunks):
+        raise ValueError(f"it holds {found} values, not {math.prod(array.chunks)}")
+
+
+_CODECS: dict[type, tuple[Callable[[Any, Any], Any], Callable[[Any, Any, zarr.Array, int], Any]]] = {
     Crc32cCodec: (lambda codec, data: with_checksum(data), _without_checksum),
     ZstdCodec: (
         lambda codec, data: _zstd(codec.level, codec.checksum).encode(data),
-        lambda codec, data, array: _zstd(codec.level, codec.checksum).decode(data),
+        lambda codec, data, array, num: _zstd(codec.level, codec.checksum).decode(data),
     ),
     BytesCodec: (lambda codec, values: values.astype(_stored_type(codec, values.dtype)).tobytes(), _numbers),
     VLenUTF8Codec: (lambda codec, values: _TEXTS.encode(values), _text_values),
 }
-"""By the type of a codec: how it encodes, and how it decodes."""
+"""By the type of a codec: how it encodes, and how it decodes the first values of a chunk."""

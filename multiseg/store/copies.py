@@ -13,6 +13,7 @@ from typing import Any
 import zarr
 
 from multiseg.store import schema
+from multiseg.store.coordinate_chunks import parsed_metadata
 from multiseg.store.damage import damaged
 
 COPY = "copy"
@@ -42,7 +43,8 @@ def _digest(copied: Mapping[str, Any]) -> str:
 
 def layout_of(array: zarr.Array) -> dict[str, Any]:
     """An array's metadata (its zarr.json) without its shape, which grows with the cases, and without the copy."""
-    return layout_of_metadata(json.loads(json.dumps(array.metadata.to_dict())))
+    attributes = {key: value for key, value in array.metadata.attributes.items() if key != COPY}
+    return layout_of_metadata({**parsed_metadata(array), "attributes": json.loads(json.dumps(attributes))})
 
 
 def layout_of_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:

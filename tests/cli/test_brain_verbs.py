@@ -1,6 +1,8 @@
 """Verbs: train-brain and brain-mask; and what info says of a model that carries a brain network."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from json_documents import checked
@@ -12,7 +14,8 @@ from multiseg.modalities import ModalityAxis
 from multiseg.models.brain_network import BRAIN_FILE, NEWEST_RECIPE
 from multiseg.models.builders import build
 from multiseg.models.saved import BEST, ModelInfo, save_model
-from multiseg.training.brain_training import TrainedBrain
+from multiseg.training import brain_training
+from multiseg.training.brain_training import BrainOptions, TrainedBrain, train_brain
 
 INFO = ModelInfo(
     builder="multi_unet", numbers={"widths": [2, 4], "dropout": 0.0}, axis=ModalityAxis("T1"), space=LabelSpace(),
@@ -28,8 +31,17 @@ def make_run(folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_run_carries_what_train_brain_makes(
-    store_url: str, hospitals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    store_url: str,
+    hospitals: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    def train_small(store: str, out: Path, options: BrainOptions, *others: Any) -> TrainedBrain:
+        small = replace(options, batch_size=1, widths=(2, 4), num_checks=1)
+        return train_brain(store, out, small, *others)
+
+    monkeypatch.setattr(brain_training, "train_brain", train_small)
     folder = make_run(tmp_path / "run")
     assert run(["info", str(folder / BEST), "--json"]) == 0
     assert checked(capsys.readouterr().out, "info")["brain_network"] is None

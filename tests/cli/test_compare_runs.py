@@ -16,6 +16,8 @@ from multiseg.modalities import ModalityAxis
 from multiseg.models.builders import multi_unet
 from multiseg.models.saved import ModelInfo, save_model
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, store_url: str) -> Path:
@@ -60,12 +62,12 @@ def test_two_runs_are_compared_and_what_one_lacks_is_named(
               for name in ("first", "second")]  # fmt: skip
     pd.testing.assert_series_equal(by_case["difference"], values[1] - values[0], check_names=False)
     assert record["databases"][0]["difference"] == pytest.approx(by_case["difference"].mean())
-    assert run([*command, "--out", str(tmp_path), "--json"]) == 0
-    assert checked(capsys.readouterr().out, "evaluate")["databases"] == record["databases"]
 
 
 @pytest.mark.slow
-def test_an_interrupted_comparison_resumes(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_comparison_resumes_and_is_one_document(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["evaluate", str(runs / "first"), str(runs / "second"), *FLAGS, "--out", str(tmp_path)]
     evaluate = run_comparison.evaluate
 
@@ -84,7 +86,10 @@ def test_an_interrupted_comparison_resumes(runs: Path, tmp_path: Path, monkeypat
         for row in one["rows"]:
             row["dice"] = 0.125
     progress.write_text("\n".join([head, *map(json.dumps, marked)]) + "\n")
-    assert run(arguments) == 0
+    capsys.readouterr()
+    assert run([*arguments, "--json"]) == 0
+    record = json.loads((tmp_path / "comparison.json").read_text())
+    assert checked(capsys.readouterr().out, "evaluate")["databases"] == record["databases"] != []
     assert not progress.exists()
     assert set(pd.read_csv(tmp_path / "differences.csv").query("metric == 'dice'")["baseline_value"]) == {0.125}
     # With another rule nothing of it is used again, and nothing is written over it.

@@ -39,12 +39,10 @@ def test_the_lesion_table_fits_into_80_columns(monkeypatch: pytest.MonkeyPatch) 
     assert {word for title in _trust() for word in title.split()} <= words
 
 
-def test_a_database_without_a_held_out_case_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_database_without_a_held_out_case_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     splits = {"alder": ["train", "test"], "birch": ["train", "train", "val"], "of others": ["train"], "empty": []}
     databases = {name: SimpleNamespace(cases=[SimpleNamespace(split=one) for one in s]) for name, s in splits.items()}
-    monkeypatch.setattr("multiseg.store.reader.open_store", lambda url: SimpleNamespace(databases=databases))
+    store: Any = SimpleNamespace(databases=databases)
     numbers, known = {"widths": [2, 4], "dropout": 0.0}, ("alder", "birch", "elsewhere", "empty")
     info = ModelInfo(
         "multi_unet", numbers, ModalityAxis("FLAIR"), LabelSpace(), (5.0, 5.0, 5.0), (8, 8, 8), {"FLAIR": ("alder",)},
@@ -53,7 +51,7 @@ def test_a_database_without_a_held_out_case_is_named(
     save_model(tmp_path / "m.safetensors", build("multi_unet", 1, 1, **numbers), info)
 
     def named(split: str, *only: str) -> list[str]:
-        _name_untested([tmp_path / "m.safetensors"], CaseFlags("brain.zarr", split, list(only)))
+        _name_untested([tmp_path / "m.safetensors"], CaseFlags("brain.zarr", split, list(only)), store)
         return [line.partition(" Ingest")[0] for line in capsys.readouterr().err.splitlines()]
 
     text = "birch: not evaluated, since no case of it is in the split test (2 in train, 1 in val)."
@@ -71,6 +69,7 @@ def test_evaluate_ends_with_these_databases(
     monkeypatch.setattr("multiseg.evaluation.cross_validation.evaluate_folds", lambda *arguments: result)
     monkeypatch.setattr("multiseg.cli.command_note.note_command", lambda *arguments, **options: None)
     monkeypatch.setattr("multiseg.cli.evaluate._warn_of_removed", lambda *arguments: None)
-    monkeypatch.setattr("multiseg.cli.evaluate._name_untested", lambda runs, cases: said.append(runs))
-    assert run(["evaluate", str(tmp_path), "--json", *flags]) == 0
+    monkeypatch.setattr("multiseg.cli.evaluate._name_untested", lambda runs, cases, store: said.append(runs))
+    monkeypatch.setattr("multiseg.store.reader.open_store", lambda url: SimpleNamespace(url=url))
+    assert run(["evaluate", str(tmp_path), "--store", "brain.zarr", "--json", *flags]) == 0
     assert said == ([[tmp_path]] if is_said else [])

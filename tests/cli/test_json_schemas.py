@@ -129,6 +129,7 @@ def test_predict(model: Path, hospitals: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_evaluate(model: Path, store_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "evaluation"
     command = ["evaluate", str(model), "--store", store_url, "--subsets", "full", "--database", "cedar"]

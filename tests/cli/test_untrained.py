@@ -40,6 +40,7 @@ def models(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("subsets", ["all", "full"])
 def test_evaluate_warns_and_never_feeds_it(
     subsets: str, models: tuple[Path, Path], store_url: str, capsys: pytest.CaptureFixture[str]

@@ -307,6 +307,7 @@ def saved_for_a_store(path: Path) -> Model:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_an_evaluation_adapts_to_each_case_and_subset(
     store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

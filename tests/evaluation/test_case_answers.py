@@ -157,6 +157,7 @@ def test_one_patient_gets_the_mean_or_the_vote(models: list[Path], tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_an_ensemble_is_evaluated(
     models: list[Path], store_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -108,6 +108,7 @@ def test_patterns_that_name_no_case(pattern: str, message: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_the_command(
     store_url: str, answers: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

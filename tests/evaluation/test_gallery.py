@@ -17,7 +17,7 @@ from multiseg.store.reader import Case, Store, open_store
 
 
 def test_a_picture_a_database(store_url: str, tmp_path: Path) -> None:
-    assert run(["view", store_url, "--png", str(tmp_path), "--rows", "2"]) == 0
+    assert run(["view", store_url, "--png", str(tmp_path), "--rows", "1"]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alder.png", "birch.png", "cedar.png", "dogwood.png"]
     assert run(["view", store_url, "--png", str(tmp_path / "one"), "--case", "alder/A002"]) == 0
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["alder-A002.png"]

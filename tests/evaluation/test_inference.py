@@ -88,25 +88,6 @@ def test_the_middle_of_a_window_counts_more_than_its_edge():
     np.testing.assert_allclose(found[:4], sigmoid(logits[:4]), atol=1e-5)
 
 
-@pytest.mark.slow
-def test_it_agrees_with_monai(network):
-    """Where a window has its middle: towards the edges the two differ in the least weight that they give."""
-    inferers = pytest.importorskip("monai.inferers")
-    images = images_of(8, 20, 16)  # where both place their windows alike
-
-    def probabilities(windows):
-        return network(windows, torch.ones(len(windows), 2, dtype=torch.bool)).sigmoid()
-
-    with torch.inference_mode():
-        theirs = inferers.sliding_window_inference(
-            torch.from_numpy(images[None]).float(), PATCH, 1, probabilities, overlap=0.5, mode="gaussian",
-            sigma_scale=0.125,
-        )  # fmt: skip
-    ours = predict_volume(network, images, PRESENT, PATCH, overlap=0.5)
-    middle = np.s_[0, 3:5, 3:17, 3:13]
-    np.testing.assert_allclose(ours[middle], theirs[0].numpy()[middle], atol=0.01)
-
-
 @pytest.mark.parametrize(("extent", "before"), [(5, 2), (4, 2), (7, 1)])
 def test_a_small_case_lies_where_it_lay_in_training(extent, before):
     """loaders.draw puts the corner of its window at (extent - patch) // 2."""

@@ -1,7 +1,6 @@
 """Metrics against values worked by hand, properties, the policy on empty masks, and MONAI."""
 
 import math
-import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -328,42 +327,3 @@ def test_pooled_values_count_voxels_and_false_alarms() -> None:
     assert found["dice_pooled"] == pytest.approx(2 * 64 / (65 + 64 + 63 + 1))
     assert found["sensitivity_pooled"] == pytest.approx(64 / 65)
     assert found["precision_pooled"] == pytest.approx(64 / 128)
-
-
-@pytest.mark.slow
-def test_monai_agrees_on_200_pairs() -> None:
-    torch = pytest.importorskip("torch")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MONAI warns when imported, and of its own deprecated arguments
-        monai = pytest.importorskip("monai.metrics")
-        from monai.metrics.utils import get_edge_surface_distance
-
-        rng, found_all, confusion = np.random.default_rng(7), [], []
-        for seed in range(200):
-            shape = tuple(int(n) for n in rng.integers(6, 16, 3))
-            spacing_mm = tuple(float(mm) for mm in rng.uniform(0.4, 5.0, 3))
-            tolerance_mm = float(rng.uniform(0.3, 4.0))
-            predicted, truth = blob(seed, shape), blob(seed + rng.integers(2), shape) ^ blob(seed + 1000, shape)
-            found = case_metrics(predicted, truth, spacing_mm, None, tolerance_mm)
-            masks = torch.from_numpy(predicted)[None, None], torch.from_numpy(truth)[None, None]
-            _, distances, _ = get_edge_surface_distance(
-                *(mask[0, 0] for mask in masks), spacing=spacing_mm, symmetric=True
-            )
-            expected = (
-                monai.compute_dice(*masks).item(),
-                monai.compute_average_surface_distance(*masks, symmetric=True, spacing=spacing_mm).item(),
-                max(np.percentile(one.numpy().astype(float), 95) for one in distances),
-                monai.compute_surface_dice(*masks, [tolerance_mm], include_background=True, spacing=spacing_mm).item(),
-            )
-            ours = (found.dice, found.assd_mm, found.hd95_mm, found.surface_dice)
-            assert ours == pytest.approx(expected, rel=1e-6, abs=1e-6), (seed, spacing_mm)
-            # MONAI interpolates the percentile in single precision.
-            hd95_mm = monai.compute_hausdorff_distance(*masks, percentile=95, spacing=spacing_mm).item()
-            assert found.hd95_mm == pytest.approx(hd95_mm, rel=1e-5, abs=1e-4)
-            found_all.append(case_metrics(predicted, truth, CUBE_MM))
-            confusion.append(monai.get_confusion_matrix(*(mask.float() for mask in masks)))
-        pooled = torch.cat(confusion).sum(0, keepdim=True)
-        summary = summarise(found_all)
-        for ours, name in (("sensitivity", "sensitivity"), ("precision", "precision"), ("dice", "f1 score")):
-            expected = monai.compute_confusion_matrix_metric(name, pooled).item()
-            assert summary[f"{ours}_pooled"] == pytest.approx(expected, rel=1e-6)

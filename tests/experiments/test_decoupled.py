@@ -168,7 +168,7 @@ def test_tables_by_zone() -> None:
 def synthetic(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ground, Path]:
     """The tiny synthetic hospitals with a template, and the folder that they are in."""
     folder = tmp_path_factory.mktemp("grafting")
-    scale = replace(SCALES["tiny"], coarseness=3.0, steps=1, finetune_steps=1)
+    scale = replace(SCALES["tiny"], num_cases=3, coarseness=3.0, steps=1, finetune_steps=1)
     return synthetic_grafting_ground(folder, scale, 1), folder
 
 

@@ -61,7 +61,7 @@ def test_more_than_a_limit_is_refused(monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_the_system_refuses_is_told_and_nothing_stays_open(monkeypatch):
+def test_what_the_system_refuses_is_told_and_nothing_stays_open(monkeypatch, few_objects):
     def refused(*arguments):
         raise OSError(errno.ENOMEM, "refused")
 

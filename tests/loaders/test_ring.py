@@ -13,6 +13,7 @@ from multiseg.loaders.ring import MAX_LENT, Ring
 from multiseg.store.reader import open_store
 
 NUM = 12
+pytestmark = pytest.mark.usefixtures("few_objects")
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,11 @@ import errno
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from commands import Command
 from streams import stream_of
 
 from multiseg.errors import ResourceError
@@ -135,30 +134,25 @@ def test_signals_are_as_they_were_once_workers_have_started(stream):
         assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
-@pytest.mark.slow
-def test_ctrl_c_while_workers_start_is_the_parents_alone(store_url):
-    code = f"""
-import os, signal, sys, time
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from multiprocessing import active_children
-from multiseg.loaders.reader_processes import Processes
-from multiseg.store.reader import open_store
-from streams import stream_of
-crew = Processes(stream_of(open_store(sys.argv[1]))._work(0), 2, "spawn", True)
-for wait in (0.0, 0.05, 0.2):
-    time.sleep(wait)
-    try:
-        os.killpg(0, signal.SIGINT)
-        time.sleep(1)
-    except KeyboardInterrupt:
-        pass
-print([one.exitcode for one in active_children()])
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code, store_url],
-        capture_output=True,
-        encoding="utf-8",
-        start_new_session=True,
-        timeout=60,
-    )
-    assert (done.stdout.strip(), done.stderr) == ("[None, None]", "")
+def test_ctrl_c_while_workers_start_is_the_parents_alone(store_url, tmp_path):
+    script, said = tmp_path / "script.py", tmp_path / "said.txt"
+    script.write_text(f"""
+if __name__ == "__main__":
+    import os, signal, sys, time
+    sys.path.insert(0, {str(Path(__file__).parent)!r})
+    from multiprocessing import active_children
+    from multiseg.loaders.reader_processes import Processes
+    from multiseg.store.reader import open_store
+    from streams import stream_of
+    crew = Processes(stream_of(open_store(sys.argv[1]))._work(0), 2, "spawn", True)
+    for wait in (0.0, 0.05, 0.2):
+        time.sleep(wait)
+        try:
+            os.killpg(0, signal.SIGINT)
+            time.sleep(1)
+        except KeyboardInterrupt:
+            pass
+    print([one.exitcode for one in active_children()])
+""")
+    assert Command([store_url], said, script=script).wait(timeout=60) == 0
+    assert said.read_text().strip() == "[None, None]"

@@ -45,6 +45,7 @@ def runs(store_url: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         == 0
     )
     evaluate = ["evaluate", str(folder / "joint"), "--split", "all", "--subsets", "full", "--overlap", "0"]
+    evaluate += [*TINY[:4], "--out", str(folder / "joint" / "evaluation-all")]
     assert run([*evaluate, "--device", "cpu"]) == 0
     assert run(["report", str(folder / "joint"), "--device", "cpu"]) == 0
     return folder

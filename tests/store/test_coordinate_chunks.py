@@ -1,5 +1,6 @@
 """Small arrays are read and written without zarr: the bytes are those of zarr, and so is what is read."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,8 @@ TYPES: dict[str, tuple[str, Any, Any]] = {
 def make(store: Any, kind: str, **options: Any) -> zarr.Array:
     dtype, fill, _values = TYPES[kind]
     group = zarr.open_group(store, mode="a")
-    group.create_array(
-        kind, shape=(7, 5), chunks=(3, 4), dtype=dtype, fill_value=fill, **{"compressors": COORDINATE_CODECS, **options}
-    )
+    given = {"chunks": (3, 4), "compressors": COORDINATE_CODECS, **options}
+    group.create_array(kind, shape=(7, 5), dtype=dtype, fill_value=fill, **given)
     return open_arrays(group, [kind])[kind]
 
 
@@ -88,6 +88,16 @@ def test_a_damaged_chunk_is_an_error(damage: bytes, tmp_path: Path) -> None:
         read_row(array, 4)
     (tmp_path / "int16/c/1/0").unlink()
     assert read_row(array, 4).tolist() == array[4].tolist() == [-1, -1, -1, -1, 5]
+
+
+@pytest.mark.parametrize("kind", ["texts", "int16"])
+def test_a_chunk_of_another_size_is_an_error_although_its_first_rows_could_be_read(kind: str, tmp_path: Path) -> None:
+    array = make(LocalStore(tmp_path / "array"), kind)
+    larger = make(LocalStore(tmp_path / "larger"), kind, chunks=(3, 5))
+    array[...] = larger[...] = TYPES[kind][2]
+    shutil.copy(tmp_path / "larger" / kind / "c/0/0", tmp_path / "array" / kind / "c/0/0")
+    with pytest.raises(ValueError, match="it holds 15 values, not 12"):
+        read_row(array, 0)
 
 
 def test_a_row_beyond_the_end_is_an_error(tmp_path: Path) -> None:

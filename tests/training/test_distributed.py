@@ -1,10 +1,8 @@
-"""Two processes on one CPU train one model; one training is started by torchrun as a user would."""
+"""Two processes on one CPU train one model; torchrun starts one training, as a user would have it do."""
 
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +22,24 @@ from multiseg.training.fit import FitOptions
 from multiseg.training.run import train
 from multiseg.training.run_folder import ModelOptions, TrainOptions, to_toml
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TORCHRUN = """
+import dataclasses, runpy, sys
+from torch.distributed import run
+
+launch = run.elastic_launch
+
+def main(*arguments):
+    sys.argv = list(arguments[2:])
+    runpy.run_module(arguments[2], run_name="__main__", alter_sys=True)
+
+def launch_forked(config, entrypoint):
+    assert entrypoint == sys.executable
+    return launch(dataclasses.replace(config, start_method="fork"), main)
+
+run.elastic_launch = launch_forked
+run.main()
+"""
+"""torchrun, whose processes are forked from it instead of started: each would import all again."""
 SCENARIOS = "spoilt,stopped,head_first,encoders,scales"
 
 
@@ -79,13 +94,14 @@ def two_train(options, out):
 
 
 class Torchrun:
-    """`torchrun -m -- multiseg train` in a session of its own, as in a terminal."""
+    """`torchrun -m -- multiseg train`."""
 
     def __init__(self, options, out):
         self.log, self.said = out / "log.jsonl", out.with_name(f"{out.name}.txt")
-        command = [*TORCHRUN, "-m", "--", "multiseg", *arguments_for(options, out)]
-        with self.said.open("w") as said:
-            self.process = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
+        script = out.with_name("torchrun.py")
+        script.write_text(TORCHRUN)
+        arguments = ["--standalone", "--nproc-per-node", "2", "-m", "--", "multiseg", *arguments_for(options, out)]
+        self.process = Command(arguments, self.said, script=script)
 
     def wait_for_step(self, step):
         while self.process.poll() is None:
@@ -95,7 +111,7 @@ class Torchrun:
         pytest.fail(f"it ended before step {step}: {self.said.read_text(encoding='utf-8')}")
 
     def end(self):
-        return self.process.wait(timeout=600), self.said.read_text(encoding="utf-8")
+        return self.process.wait(), self.said.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -125,7 +141,7 @@ def test_an_interrupted_training_of_two_goes_on_bit_for_bit(store_url, tmp_path)
 
     first = Torchrun(options, out)
     first.wait_for_step(2)
-    first.process.send_signal(signal.SIGINT)  # torchrun starts its processes in sessions of their own and tells them
+    first.process.send_signal(signal.SIGINT)  # torchrun tells its processes
     _, said = first.end()
     assert "saved" in said
     assert 2 <= entries(out)[-1]["step"] < 20

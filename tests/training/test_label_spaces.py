@@ -28,6 +28,7 @@ from multiseg.training.run import train
 from multiseg.training.run_folder import ModelOptions, TrainOptions
 
 TISSUES = ("tissue:CSF", "tissue:grey matter", "tissue:white matter")
+QUICK = ("--subsets", "full", "--split", "val", "--overlap", "0")
 
 
 def options_of(store: str, labels: tuple[str, ...], steps: int = 2, **changes: object) -> TrainOptions:
@@ -93,13 +94,14 @@ def test_a_named_structure_comes_before_its_pathology(store_url: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_a_model_keeps_its_pathologies_and_a_federation_refuses_them(
     store_url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     train(options_of(store_url, ("lesions-by-pathology",), databases=("birch", "dogwood")), tmp_path / "run")
     info = read_info(tmp_path / "run" / "model.safetensors")
     assert [label.pathology for label in info.space.labels] == list(info.space.names)
-    assert run(["evaluate", str(tmp_path / "run"), "--subsets", "full", "--split", "val", "--device", "cpu"]) == 0
+    assert run(["evaluate", str(tmp_path / "run"), *QUICK, "--device", "cpu"]) == 0
     file = tmp_path / "fed.toml"
     file.write_text('experiment = "e"\nsites = ["a"]\nlabels = ["pathology:glioma"]\n')
     capfd.readouterr()
@@ -139,6 +141,7 @@ def test_a_hidden_annotation_is_as_one_that_was_never_ingested(hospitals: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_what_is_hidden_is_not_trained_or_validated_but_evaluated(
     store_url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,7 +157,7 @@ def test_what_is_hidden_is_not_trained_or_validated_but_evaluated(
     assert last["kinds"].keys() == {"lesion", "tissue"}
     with pytest.raises(UsageError, match=r"hide was \[\], now \['dogwood/wmh'\]"):
         train(options_of(store_url, labels, databases=databases, hide="dogwood/wmh"), tmp_path / "shown")
-    assert run(["evaluate", str(tmp_path / "shown"), "--subsets", "full", "--split", "val", "--json"]) == 0
+    assert run(["evaluate", str(tmp_path / "shown"), *QUICK, "--json"]) == 0
     assert {row["label"] for row in checked(capfd.readouterr().out, "evaluate")["summary"]} == {*names, "lesion"}
 
 

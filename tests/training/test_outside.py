@@ -96,7 +96,7 @@ def test_nothing_is_answered_outside_the_brain_that_a_subset_shows(
     monkeypatch.setitem(NETWORKS, "multi_unet", lambda *sizes, **numbers: Everywhere(0))
     save_model(tmp_path / "model.safetensors", Everywhere(label), info())
     store = open_store(store_url)
-    rows = evaluate(tmp_path, store, EvaluateOptions(split="", databases=("alder",), subsets="all")).cases
+    rows = evaluate(tmp_path, store, EvaluateOptions(split="", databases=("alder",), subsets="FLAIR,FLAIR+T1+T2")).cases
     database = store["alder"]
     for case in database.cases:
         own, codes = database.whole(case)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from jaxtyping import Float
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from multiseg.errors import SourceError
@@ -69,7 +71,7 @@ class Geometry:
 
 def to_ras(volume: Volume) -> Volume:
     """Permute and flip the axes of a volume so that i, j, k run closest to right, front, up."""
-    orientation = io_orientation(volume.affine)
+    orientation = _orientation_of(np.asarray(volume.affine, float).tobytes())
     voxels = apply_orientation(volume.voxels, orientation)
     affine = volume.affine @ inv_ornt_aff(orientation, volume.shape)
     return replace(volume, voxels=voxels, affine=affine)
@@ -83,7 +85,15 @@ def voxel_size_mm(affine: Affine) -> tuple[float, float, float]:
 
 def axis_codes(affine: Affine) -> str:
     """The directions that i, j, k run closest to, such as "LPS" (left, posterior, superior)."""
-    return "".join(nib.orientations.aff2axcodes(affine))
+    return "".join(nib.orientations.ornt2axcodes(_orientation_of(np.asarray(affine, float).tobytes())))
+
+
+@lru_cache(maxsize=256)
+def _orientation_of(affine: bytes) -> Float[np.ndarray, "3 2"]:
+    """The orientation of an affine of float64. Every step of an ingest asks for it, and it takes a decomposition."""
+    orientation = np.asarray(io_orientation(np.frombuffer(affine).reshape(4, 4)))
+    orientation.setflags(write=False)
+    return orientation
 
 
 def same_grid(a: Affine, b: Affine, shape: Sequence[int]) -> bool:
