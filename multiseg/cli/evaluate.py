@@ -273,6 +273,7 @@ def _model_and_store(
     """What to evaluate, and on which store: "" takes the one of the training."""
     from multiseg.evaluation.model_evaluation import load_ensemble, store_of_run
     from multiseg.models.fused import load_fused
+    from multiseg.models.saved import model_path, read_info
     from multiseg.store.reader import open_store
 
     model: Path | Model | Voters = runs[0]
@@ -280,6 +281,8 @@ def _model_and_store(
         model = load_ensemble(runs, several.ensemble, device, branch)
     elif several.fuse or len(runs) > 1:
         model = load_fused(runs, several.fuse, device)
+    else:
+        read_info(model_path(runs[0]))  # a model that cannot be read is told of before a store that is not named
     return model, open_store(store or store_of_run(runs[0]))
 
 
