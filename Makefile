@@ -5,7 +5,7 @@ BIN := .venv/bin
 # `make test CONSTRAINTS=` takes the newest versions of everything that pyproject.toml allows.
 CONSTRAINTS ?= --constraint constraints.txt
 # More processes than cores: many tests wait for other processes.
-JOBS ?= 3
+JOBS ?= 4
 # A file's tests share what they set up, so they stay together. Files with slow tests come first: tests/conftest.py.
 # Without compiled modules on disk every process of the tests would compile all of them, with their checks of shapes.
 # In memory, where there is room for it, tests that write thousands of small files take a sixth less processor time.
