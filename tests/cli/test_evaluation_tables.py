@@ -71,5 +71,7 @@ def test_evaluate_ends_with_these_databases(
     monkeypatch.setattr("multiseg.cli.evaluate._warn_of_removed", lambda *arguments: None)
     monkeypatch.setattr("multiseg.cli.evaluate._name_untested", lambda runs, cases, store: said.append(runs))
     monkeypatch.setattr("multiseg.store.reader.open_store", lambda url: SimpleNamespace(url=url))
+    monkeypatch.setattr("multiseg.models.saved.read_info", lambda path: None)
+    (tmp_path / "model.safetensors").touch()
     assert run(["evaluate", str(tmp_path), "--store", "brain.zarr", "--json", *flags]) == 0
     assert said == ([[tmp_path]] if is_said else [])

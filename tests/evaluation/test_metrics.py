@@ -320,7 +320,7 @@ def test_empty_masks_as_in_brats() -> None:
 
 
 def test_pooled_values_count_voxels_and_false_alarms() -> None:
-    """Two cases of quite other sizes, and a false alarm; MONAI pools in the same way, see below."""
+    """Two cases of quite other sizes, and a false alarm; MONAI pools in the same way, see `test_monai_agrees`."""
     large, small = np.ones((4, 4, 4), dtype=bool), mask_of((4, 4, 4), (0, 0, 0))
     found = summarise([case_metrics(p, t, CUBE_MM) for p, t in ((large, large), (~small, small), (small, ~large))])
     assert found["dice"] == 0.5
