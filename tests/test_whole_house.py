@@ -62,15 +62,21 @@ def test_from_scans_to_a_segmentation(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_the_demo_runs_to_its_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On scans of few voxels, with one hospital that trains alone: its commands are otherwise its own."""
+    """On scans of few voxels of two hospitals, with one that trains alone: its commands are otherwise its own."""
     smaller = {
         "phantoms": ["--coarseness", "4"],
         "ingest": ["--spacing", "8"],
         "train": ["--patch", "16", "--batch-size", "1"],
         "evaluate": ["--subsets", "full"],
     }
+    few = ["--hospital", "birch", "--hospital", "dogwood"]
+
+    def run_smaller(command: list[str]) -> int:
+        fewer = few if command[0] == "phantoms" and "--hospital" not in command else []
+        return run([*command, *fewer, *smaller.get(command[0], [])])
+
     monkeypatch.setattr(fed_demo, "SITES", ("alder",))
-    monkeypatch.setattr(app, "run", lambda command: run([*command, *smaller.get(command[0], [])]))
+    monkeypatch.setattr(app, "run", run_smaller)
     assert run(["demo", "--out", str(tmp_path / "demo"), "--cases", "3", "--steps", "2"]) == 0
     for name in (
         "joint/model.safetensors",
