@@ -209,7 +209,6 @@ def evaluate_command(
     models, metrics, options = runs or [], metric or (), cases.options(scoring)
     _check_flags(models, several, cases, files)
     folder = out or _default_folder(models, files.name, cases, several)
-    opened: Store | None = None
     if several.is_compared:
         plan = ComparePlan(tuple(models), cases.store, options, folder, tuple(metrics), overwrite)
         done = compare_command(plan, str(resolve_device(device)), as_json)
@@ -217,15 +216,15 @@ def evaluate_command(
         return done
     with evaluation_progress(as_json) as on_case:
         if files.predictions:
-            program, opened = PredictionFiles(files.predictions, files.labels, files.name), open_store(cases.store)
-            result = evaluate_files(program, opened, options, folder, on_case, metrics, overwrite)
+            program, store = PredictionFiles(files.predictions, files.labels, files.name), open_store(cases.store)
+            result = evaluate_files(program, store, options, folder, on_case, metrics, overwrite)
         elif several.is_folds:
             resolved = str(resolve_device(device))
             result = evaluate_folds(models, cases.store, options, resolved, folder, on_case, metrics, overwrite)
         else:
             resolved = str(resolve_device(device))
-            model, opened = _model_and_store(models, several, cases.store, resolved, cases.branch)
-            result = evaluate(model, opened, options, resolved, folder, on_case, metrics, overwrite)
+            model, evaluated = _model_and_store(models, several, cases.store, resolved, cases.branch)
+            result = evaluate(model, evaluated, options, resolved, folder, on_case, metrics, overwrite)
     result.save(folder, overwrite)
     note_command(folder, device, keep=False)
     if as_json:
@@ -234,7 +233,7 @@ def evaluate_command(
         print_evaluation(result, folder)
         for warning in learnt_warnings(result.learnt) if models else []:
             messages().print(warning, soft_wrap=True, markup=False)
-    _tell_of_scans(models, cases, opened, are_all_tested=several.is_folds)
+    _tell_of_scans(models, cases, are_all_tested=several.is_folds)
     return 0
 
 
@@ -269,37 +268,26 @@ def _check_flags(runs: Sequence[Path], several: SeveralFlags, cases: CaseFlags, 
 
 def _model_and_store(
     runs: Sequence[Path], several: SeveralFlags, store: str, device: str, branch: str
-) -> tuple[Path | Model | Voters, Store]:
-    """What to evaluate, and on which store: "" takes the one of the training."""
+) -> tuple[Path | Model | Voters, str | None]:
+    """What to evaluate, and on which store: None takes the one of the training."""
     from multiseg.evaluation.model_evaluation import load_ensemble, store_of_run
     from multiseg.models.fused import load_fused
-    from multiseg.models.saved import model_path, read_info
-    from multiseg.store.reader import open_store
 
-    model: Path | Model | Voters = runs[0]
     if several.ensemble:
-        model = load_ensemble(runs, several.ensemble, device, branch)
-    elif several.fuse or len(runs) > 1:
-        model = load_fused(runs, several.fuse, device)
-    else:
-        read_info(model_path(runs[0]))  # a model that cannot be read is told of before a store that is not named
-    return model, open_store(store or store_of_run(runs[0]))
+        return load_ensemble(runs, several.ensemble, device, branch), store or store_of_run(runs[0])
+    if not several.fuse and len(runs) == 1:
+        return runs[0], store or None
+    return load_fused(runs, several.fuse, device), store or store_of_run(runs[0])
 
 
-def _tell_of_scans(
-    runs: Sequence[Path], cases: CaseFlags, opened: Store | None = None, are_all_tested: bool = False
-) -> None:
-    """Print what the learnt scans and the databases of the models say about the evaluated store.
-
-    Args:
-        opened: the store, if it is open.
-    """
+def _tell_of_scans(runs: Sequence[Path], cases: CaseFlags, are_all_tested: bool = False) -> None:
+    """Print what the learnt scans and the databases of the models say about the evaluated store, as it is now."""
     from multiseg.evaluation.model_evaluation import store_of_run
     from multiseg.store.reader import open_store
 
     if not runs:  # files of another program
         return
-    store = opened if opened is not None else open_store(cases.store or store_of_run(runs[0]))
+    store = open_store(cases.store or store_of_run(runs[0]))  # anew: cases may have been removed in the meantime
     _warn_of_removed(runs, store)
     if not are_all_tested:
         _name_untested(runs, cases, store)

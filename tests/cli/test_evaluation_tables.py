@@ -64,14 +64,14 @@ def test_evaluate_ends_with_these_databases(
     flags: list[str], is_said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[Any] = []
-    result = SimpleNamespace(save=lambda *arguments: None, to_json=dict, learnt={})
+    done: list[str] = []
+    result = SimpleNamespace(save=lambda *arguments: done.append("saved"), to_json=dict, learnt={})
     monkeypatch.setattr("multiseg.evaluation.model_evaluation.evaluate", lambda *arguments: result)
     monkeypatch.setattr("multiseg.evaluation.cross_validation.evaluate_folds", lambda *arguments: result)
     monkeypatch.setattr("multiseg.cli.command_note.note_command", lambda *arguments, **options: None)
     monkeypatch.setattr("multiseg.cli.evaluate._warn_of_removed", lambda *arguments: None)
     monkeypatch.setattr("multiseg.cli.evaluate._name_untested", lambda runs, cases, store: said.append(runs))
-    monkeypatch.setattr("multiseg.store.reader.open_store", lambda url: SimpleNamespace(url=url))
-    monkeypatch.setattr("multiseg.models.saved.read_info", lambda path: None)
-    (tmp_path / "model.safetensors").touch()
+    monkeypatch.setattr("multiseg.store.reader.open_store", done.append)
     assert run(["evaluate", str(tmp_path), "--store", "brain.zarr", "--json", *flags]) == 0
+    assert done == ["saved", "brain.zarr"]  # opened anew, so that what was removed in the meantime is told
     assert said == ([[tmp_path]] if is_said else [])

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch._dynamo  # noqa: F401 (optimisers import it when first used: once here, not in every answering process)
 from flwr.app import Context, Error, Message
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import ErrorCode, SubStatus
@@ -284,8 +285,6 @@ def main(arguments: list[str] | None = None) -> int:
     except MultisegError as error:
         _say(str(error))
         return error.exit_code
-    import torch._dynamo  # noqa: F401 (optimisers do when first used: once here, not in every answering process)
-
     node = NodeClient(options.node, options.secret.read_bytes())
     note = partial(_note, settings.state / audit_log.LOG)
     approval = Approval(settings.approved, own, release)
