@@ -42,7 +42,8 @@ def value_after(notebook: str, expression: str, folder: Path, kernel: KernelMana
     client = NotebookClient(cells, km=kernel, timeout=300)
     client.execute()
     client.kc.stop_channels()
-    return json.loads(cells.cells[-1].outputs[-1].text)
+    # What a cell prints may come in several parts.
+    return json.loads("".join(output.text for output in cells.cells[-1].outputs))
 
 
 def test_every_notebook_is_run_here() -> None:

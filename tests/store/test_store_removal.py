@@ -90,7 +90,7 @@ def test_nothing_of_a_removed_case_is_left(store: Path, hospitals: Path, capsys:
     assert not beside.exists()
     assert [path.name for path in (store / "alder/image/c").iterdir()] == ["1"]
     assert [one.name for one in open_store(store).cases] == ["patient-two"]
-    assert errors(store) == []
+    assert verify_store(str(store)) == []
     removed = open_store(store).removed
     assert removed.keys() == set(case.content.values())
     learnt = LearntScans.of(["f" * 64], [*case.content.values()][:1])

@@ -59,7 +59,7 @@ def verify_row(layout: Layout, row: int, faults: Faults) -> None:
             for block in decoded_blocks(layout.arrays[name], row_faults, row):
                 _check_named(layout, row, name, block, row_faults)
     if layout.status[row] == schema.SUPERSEDED:
-        read_record(layout, row, row_faults)
+        read_record(layout, row, row_faults, is_committed=False)
     for finding in row_faults.found:
         faults.warning(finding.code, finding.file, f"in a row without a committed case: {finding.message}")
 

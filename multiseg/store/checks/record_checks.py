@@ -42,8 +42,11 @@ def verify_record(layout: Layout, row: int, coordinates: Mapping[str, Any], faul
     _compare(layout, row, record, {name: value for name, value in coordinates.items() if name not in changes}, faults)
 
 
-def read_record(layout: Layout, row: int, faults: Faults) -> Record | None:
-    """The record of a row; if it is damaged or missing, None, and the fault is reported."""
+def read_record(layout: Layout, row: int, faults: Faults, is_committed: bool = True) -> Record | None:
+    """The record of a row; if it is damaged or missing, None, and the fault is reported.
+
+    Removing a case empties its record: in a row without a committed case that is no fault.
+    """
     array = layout.arrays.get("record")
     if array is None or row >= array.shape[0]:
         return None
@@ -53,8 +56,11 @@ def read_record(layout: Layout, row: int, faults: Faults) -> Record | None:
         faults.damage("MISSING_FILE", block.key, "the record of the case is missing")
     if block.values is None or len(faults.found) > before:
         return None
+    text = str(block.values[0])
+    if not text and not is_committed:
+        return None
     try:
-        return parse_record(str(block.values[0]), block.key)
+        return parse_record(text, block.key)
     except StoreError as error:
         faults.damage("BAD_RECORD", block.key, one_line(error))
         return None
