@@ -1,4 +1,4 @@
-"""The S3 part of moto as a server. moto's own command searches all services of AWS anew at each request.
+"""The S3 part of moto as a server. moto's own command searches all services of AWS at each request.
 
 Run as `python s3_server.py PORT`.
 """

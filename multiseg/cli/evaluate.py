@@ -287,7 +287,7 @@ def _tell_of_scans(runs: Sequence[Path], cases: CaseFlags, are_all_tested: bool 
 
     if not runs:  # files of another program
         return
-    store = open_store(cases.store or store_of_run(runs[0]))  # anew: cases may have been removed in the meantime
+    store = open_store(cases.store or store_of_run(runs[0]))  # again: cases may have been removed in the meantime
     _warn_of_removed(runs, store)
     if not are_all_tested:
         _name_untested(runs, cases, store)

@@ -73,5 +73,5 @@ def test_evaluate_ends_with_these_databases(
     monkeypatch.setattr("multiseg.cli.evaluate._name_untested", lambda runs, cases, store: said.append(runs))
     monkeypatch.setattr("multiseg.store.reader.open_store", done.append)
     assert run(["evaluate", str(tmp_path), "--store", "brain.zarr", "--json", *flags]) == 0
-    assert done == ["saved", "brain.zarr"]  # opened anew, so that what was removed in the meantime is told
+    assert done == ["saved", "brain.zarr"]  # opened again, so that what was removed in the meantime is told
     assert said == ([[tmp_path]] if is_said else [])
