@@ -20,7 +20,6 @@ ANSWERS = {
     "pull-messages": PullMessagesResponse(),
     "send-node-heartbeat": SendNodeHeartbeatResponse(success=True),
 }
-BROKEN_OFF, FAULT = "a handshake that was broken off", "a call that was answered with a fault"
 FILES = ("server.crt", "server.key")
 
 
@@ -52,7 +51,6 @@ class Fleet:
         self.calls[call] += 1
         fault = self.faults.get(call, self.faults.get(""))
         if fault is not None:
-            self.calls[FAULT] += 1
             return fault
         self.done[call] += 1
         return (200, ANSWERS[call].SerializeToString()) if call in ANSWERS else (404, b"")
@@ -81,7 +79,7 @@ def fleet(folder: Path) -> Iterator[Fleet]:
         daemon_threads = True
 
         def handle_error(self, request: object, client_address: object) -> None:
-            made.calls[BROKEN_OFF] += 1  # a handshake that failed
+            pass  # a handshake that failed
 
     server = Server(("127.0.0.1", 0), Handler)
     server.socket = made.context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
