@@ -1,7 +1,7 @@
 """Commands of multiseg as processes of their own that start at once.
 
 A command that a shell starts takes seconds to import torch and zarr. These are forked from one process that imported
-them before: a fresh Python without pytest in it, started once for each process of the test run. A command has its own
+them before: a fresh Python without pytest in it, started once for all processes of a test run. A command has its own
 process group, output and environment, and ends by a signal like any other.
 """
 
@@ -13,13 +13,14 @@ import importlib
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -83,19 +84,13 @@ class Command:
 
 
 class Server:
-    """The process that commands are forked from; it ends when the line to it does."""
+    """A line to the process that commands are forked from; they end when the line does, and that process with the
+    test run."""
 
     def __init__(self) -> None:
-        self._line, theirs = Pipe()
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, str(theirs.fileno()), forking.ROOM],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "FLWR_TELEMETRY_ENABLED": "0"},
-        )
-        theirs.close()
+        self._line = connect()
         self._codes: dict[int, int] = {}
-        atexit.register(self.end)
+        atexit.register(self._line.close)
 
     def start(self, command: dict[str, Any]) -> int:
         self._line.send(command)
@@ -114,10 +109,6 @@ class Server:
         """Wait until there may be news of a command."""
         self._line.poll(seconds)
 
-    def end(self) -> None:
-        self._line.close()
-        self._process.wait()
-
 
 @cache
 def server() -> Server:
@@ -125,8 +116,34 @@ def server() -> Server:
     return Server()
 
 
-def serve(line: Connection[Any, Any]) -> None:
-    """Start a command for each message, and report each that has ended."""
+def connect() -> Connection[Any, Any]:
+    """A line to the server of this test run, which whoever comes first starts."""
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    run = os.getppid() if is_worker else os.getpid()
+    address = f"\0multiseg-commands-{run}"  # no file: the name is gone with the server
+    with socket.socket(socket.AF_UNIX) as listener:
+        with suppress(OSError):  # somebody came before
+            listener.bind(address)
+            listener.listen()
+            subprocess.Popen(
+                [sys.executable, __file__, str(listener.fileno()), str(run), forking.ROOM],
+                pass_fds=[listener.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "FLWR_TELEMETRY_ENABLED": "0"},
+                start_new_session=True,
+            )
+    line = socket.socket(socket.AF_UNIX)
+    while True:
+        try:
+            line.connect(address)
+        except ConnectionRefusedError:  # between `bind` and `listen`
+            time.sleep(0.01)
+        else:
+            return Connection(line.detach())
+
+
+def serve(listener: socket.socket, run: int) -> None:
+    """Start a command for each message of a line, and report each that has ended, until the test run ends."""
     # torch's optimisers import the first when they are first used, and the log of a training the second.
     import torch._dynamo
     import torch.utils.tensorboard  # noqa: F401
@@ -136,29 +153,47 @@ def serve(line: Connection[Any, Any]) -> None:
 
     # A collection would write into every object, at the latest when a command ends: the kernel then copies all memory.
     gc.freeze()
-    children: dict[int, int] = {}
+    end = os.pidfd_open(run)
+    lines: list[Connection[Any, Any]] = []
+    children: dict[int, tuple[int, Connection[Any, Any]]] = {}
     while True:
-        for ready in wait([line, *children]):
-            if isinstance(ready, int):
-                pid = children.pop(ready)
+        for ready in wait([end, listener, *lines, *children]):
+            if ready == end:
+                return
+            if ready is listener:
+                lines.append(Connection(listener.accept()[0].detach()))
+            elif isinstance(ready, int):
+                pid, line = children.pop(ready)
                 os.close(ready)
                 code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                line.send({"event": "ended", "pid": pid, "code": code})
-                continue
-            try:
-                command = line.recv()
-            except EOFError:
-                return
-            for name in command["forks"]:
-                importlib.import_module(name)
-            if command["forks"]:
-                gc.freeze()
-            pid = os.fork()
-            if not pid:
-                line.close()
-                become(command)
-            children[os.pidfd_open(pid)] = pid
-            line.send({"event": "started", "pid": pid})
+                if line in lines:
+                    line.send({"event": "ended", "pid": pid, "code": code})
+            else:
+                try:
+                    pid = forked(ready.recv(), [listener, *lines])
+                except (EOFError, ConnectionError):
+                    lines.remove(ready)
+                    ready.close()
+                    for pid, line in children.values():
+                        if line is ready:
+                            os.kill(pid, signal.SIGKILL)
+                else:
+                    children[os.pidfd_open(pid)] = pid, ready
+                    ready.send({"event": "started", "pid": pid})
+
+
+def forked(command: dict[str, Any], ours: Sequence[socket.socket | Connection[Any, Any]]) -> int:
+    """The number of the process of a command, in which none of ours is open."""
+    for name in command["forks"]:
+        importlib.import_module(name)
+    if command["forks"]:
+        gc.freeze()
+    pid = os.fork()
+    if not pid:
+        for one in ours:
+            one.close()
+        become(command)
+    return pid
 
 
 def become(command: dict[str, Any]) -> None:
@@ -201,4 +236,4 @@ def end_at_once(end: SystemExit) -> None:
 
 
 if __name__ == "__main__":
-    serve(Connection(int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))

@@ -1,10 +1,14 @@
 """What many tests share: synthetic hospitals, a store of them, and the real data where there is some."""
 
 import gc
+import importlib
 import locale
+import multiprocessing.forkserver
 import os
+import sys
 from collections import Counter
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 # Before torch is imported, and for the commands that tests start: threads of tiny networks only wait for each other.
@@ -23,20 +27,50 @@ from multiseg.store.sources.manifest import find_manifest
 SPACING_MM = (5.0, 5.0, 5.0)
 LOCALE = locale.setlocale(locale.LC_ALL)
 
+# The server that forks processes for a process of the tests imports once what each of these would import by itself.
+FORKED = (
+    "benchmarks.attack",
+    "distributed",
+    "multiseg.experiments.worker",
+    "multiseg.loaders.serving",
+    "multiseg.store.ingest.ingestion",
+    "pytest",
+    "torch._dynamo",
+)
+preload = multiprocessing.forkserver.set_forkserver_preload
+multiprocessing.forkserver.set_forkserver_preload = lambda modules: preload([*FORKED, *modules])
+
 # A machine with other work is slow at times, which says nothing about what is tested.
 hypothesis.settings.register_profile("multiseg", deadline=None)
 hypothesis.settings.load_profile("multiseg")
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Generator[None, object, object]:
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
     """Imported modules stay: searching millions of their objects for garbage took a second again and again."""
     gc.disable()
     try:
+        if session.config.args_source is pytest.Config.ArgsSource.TESTPATHS and hasattr(session.config, "workerinput"):
+            share_compilation(session.config)
         return (yield)
     finally:
         gc.freeze()
         gc.enable()
+
+
+def share_compilation(config: pytest.Config) -> None:
+    """Import all tests, each process from another start: what one has compiled is there for the others.
+
+    In a fresh clone all of them would compile all modules, in the same order at the same time.
+    """
+    files = sorted(Path(__file__).parent.rglob("test_*.py"))
+    number, count = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")), config.workerinput["workercount"]
+    start = len(files) * number // count
+    for file in files[start:] + files[:start]:
+        if str(file.parent) not in sys.path:
+            sys.path.insert(0, str(file.parent))
+        with suppress(Exception, pytest.skip.Exception):  # which the collection tells
+            importlib.import_module(file.stem)
 
 
 @pytest.hookimpl(trylast=True)

@@ -4,9 +4,10 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,16 @@ def fail(number: int) -> int:
     raise ZeroDivisionError(number)
 
 
+@contextmanager
+def two_workers(**options: object) -> Iterator[LocalCluster]:
+    """A cluster of two processes, forked from one that has imported what they need."""
+    with (
+        dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, **options) as cluster,
+    ):
+        yield cluster
+
+
 @pytest.mark.parametrize("workers", [Workers(1), Workers(3, "threads"), Workers(2, "processes")])
 def test_every_task_is_done_once(workers: Workers) -> None:
     done = {one.task: one for one in run_tasks(square, list(range(8)), workers)}
@@ -71,10 +82,7 @@ def test_a_worker_that_dies_takes_no_other_task_along() -> None:
 
 @pytest.mark.slow
 def test_a_worker_of_a_cluster_that_dies_takes_no_other_task_along() -> None:
-    with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs=50) as cluster,
-    ):
+    with dask.config.set({"distributed.scheduler.allowed-failures": 0}), two_workers(silence_logs=50) as cluster:
         done = {one.task: one for one in run_tasks(die_of_five, [4, 5, 6], Workers(2, cluster.scheduler_address))}
     assert {task: one.result for task, one in done.items()} == {4: 4, 5: None, 6: 6}
     assert done[5].error.code == "WORKER_DIED"
@@ -239,7 +247,7 @@ def test_the_store_is_the_same_whoever_prepares_it(
     databases = find_manifest(few_hospitals / "manifest.toml")
     url = str(tmp_path / "brain.zarr")
     if kind == "cluster":
-        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        with two_workers() as cluster:
             reports = ingest(databases, url, IngestOptions(SPACING_MM, workers=Workers(4, cluster.scheduler_address)))
     else:
         reports = ingest(databases, url, IngestOptions(SPACING_MM, workers=Workers(3, kind)))
