@@ -19,7 +19,6 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from functools import cache
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -122,15 +121,19 @@ def connect() -> Connection[Any, Any]:
     run = os.getppid() if is_worker else os.getpid()
     address = f"\0multiseg-commands-{run}"  # no file: the name is gone with the server
     with socket.socket(socket.AF_UNIX) as listener:
-        with suppress(OSError):  # somebody came before
+        try:
             listener.bind(address)
+        except OSError:
+            pass  # somebody came before
+        else:
             listener.listen()
-            subprocess.Popen(
+            listener.set_inheritable(True)
+            os.posix_spawn(  # leaves no object that would complain of a process that outlives it
+                sys.executable,
                 [sys.executable, __file__, str(listener.fileno()), str(run), forking.ROOM],
-                pass_fds=[listener.fileno()],
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "FLWR_TELEMETRY_ENABLED": "0"},
-                start_new_session=True,
+                {**os.environ, "FLWR_TELEMETRY_ENABLED": "0"},
+                file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)],
+                setsid=True,
             )
     line = socket.socket(socket.AF_UNIX)
     while True:
