@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import checked_shapes  # noqa: F401
 import hypothesis
 import pytest
+from once_a_run import made_once
 from servers import reach_bucket, s3_server
 
 from multiseg.phantoms.hospitals import write_hospitals
@@ -97,18 +98,19 @@ def same_locale() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of four small synthetic hospitals with four cases each, and their manifest.toml."""
-    folder = tmp_path_factory.mktemp("hospitals")
-    write_hospitals(folder, num_cases=4, coarseness=2.0)
-    return folder
+    return made_once(tmp_path_factory, "hospitals", lambda folder: write_hospitals(folder, num_cases=4, coarseness=2.0))
 
 
 @pytest.fixture(scope="session")
 def store_url(hospitals: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A store of all four hospitals in voxels of 5 mm. Only for reading: every test shares it."""
-    url = str(tmp_path_factory.mktemp("store") / "brain.zarr")
-    reports = ingest(find_manifest(hospitals / "manifest.toml"), url, IngestOptions(spacing_mm=SPACING_MM))
-    assert [len(report.written) for report in reports] == [4, 4, 4, 4], reports
-    return url
+
+    def make(folder: Path) -> None:
+        options = IngestOptions(spacing_mm=SPACING_MM)
+        reports = ingest(find_manifest(hospitals / "manifest.toml"), str(folder / "brain.zarr"), options)
+        assert [len(report.written) for report in reports] == [4, 4, 4, 4], reports
+
+    return str(made_once(tmp_path_factory, "store", make) / "brain.zarr")
 
 
 @pytest.fixture

@@ -73,14 +73,21 @@ def _metadata_in(text: bytes) -> ArrayV3Metadata:
     return metadata
 
 
+def text_as_read(array: zarr.Array) -> bytes | None:
+    """The zarr.json that an array was opened from; None if its metadata or attributes were changed since."""
+    text: bytes | None = getattr(array.metadata, _TEXT, None)
+    return text if text is not None and array.metadata.attributes == _metadata_in(text).attributes else None
+
+
 def parsed_metadata(array: zarr.Array) -> dict[str, Any]:
     """The parsed zarr.json of an array, as zarr writes it, without attributes. Only for reading."""
     text = getattr(array.metadata, _TEXT, None)  # not of metadata that were changed since
-    return _as_json(array.metadata) if text is None else _parsed_metadata_in(text)
+    return _as_json(array.metadata) if text is None else parsed_metadata_in(text)
 
 
 @lru_cache(maxsize=1024)
-def _parsed_metadata_in(text: bytes) -> dict[str, Any]:
+def parsed_metadata_in(text: bytes) -> dict[str, Any]:
+    """As `parsed_metadata`, of the text of a zarr.json."""
     return _as_json(_metadata_in(text))
 
 

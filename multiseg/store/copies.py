@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import zarr
 
 from multiseg.store import schema
-from multiseg.store.coordinate_chunks import parsed_metadata
+from multiseg.store.coordinate_chunks import parsed_metadata, parsed_metadata_in, text_as_read
 from multiseg.store.damage import damaged
 
 COPY = "copy"
@@ -37,14 +38,31 @@ def sound_copy(attributes: Any) -> dict[str, Any] | None:
     return copied if copy.get("sha256") == _digest(copied) else None
 
 
+@lru_cache(maxsize=64)
+def _sound_copy_in(text: bytes) -> dict[str, Any] | None:
+    """The copy in the zarr.json of `record`. Only for reading."""
+    return sound_copy(json.loads(text).get("attributes"))
+
+
 def _digest(copied: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(copied, sort_keys=True).encode()).hexdigest()
 
 
 def layout_of(array: zarr.Array) -> dict[str, Any]:
-    """An array's metadata (its zarr.json) without its shape, which grows with the cases, and without the copy."""
-    attributes = {key: value for key, value in array.metadata.attributes.items() if key != COPY}
-    return layout_of_metadata({**parsed_metadata(array), "attributes": json.loads(json.dumps(attributes))})
+    """An array's metadata (its zarr.json) without its shape, which grows with the cases, and without the copy. Only for
+    reading."""
+    text = text_as_read(array)
+    return _layout(parsed_metadata(array), array.metadata.attributes) if text is None else _layout_in(text)
+
+
+@lru_cache(maxsize=1024)
+def _layout_in(text: bytes) -> dict[str, Any]:
+    return _layout(parsed_metadata_in(text), json.loads(text).get("attributes", {}))
+
+
+def _layout(metadata: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[str, Any]:
+    own = {key: value for key, value in attributes.items() if key != COPY}
+    return layout_of_metadata({**metadata, "attributes": json.loads(json.dumps(own))})
 
 
 def layout_of_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,7 +118,8 @@ def check_copies(url: str, name: str, attributes: Mapping[str, Any], arrays: Map
 
 def differences(name: str, attributes: Mapping[str, Any], arrays: Mapping[str, zarr.Array]) -> list[tuple[str, str]]:
     """The files that differ from the second copy by more than the work of a writer that died, and how."""
-    copy = sound_copy(arrays["record"].attrs.asdict())
+    text = text_as_read(arrays["record"])
+    copy = sound_copy(arrays["record"].attrs.asdict()) if text is None else _sound_copy_in(text)
     if copy is None:
         return [(f"{name}/record/zarr.json", "the second copy of the database's attributes is damaged or missing")]
     found = []

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import zarr
+from zarr.abc.store import ByteRequest
 from zarr.abc.store import Store as ZarrStore
-from zarr.core.buffer import Buffer
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import LocalStore
 
 from multiseg.flushing import flush, flush_folders, make_folder
@@ -20,7 +21,23 @@ from multiseg.lease import check_mine
 from multiseg.locks import WRITER, FolderPlace
 
 
-class DurableStore(LocalStore):  # type: ignore[misc]
+class FolderStore(LocalStore):  # type: ignore[misc]
+    """A folder whose small files are read without Zarr's objects for their paths, which cost more than the reading."""
+
+    def get_sync(
+        self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        if byte_range is not None:
+            return super().get_sync(key, prototype=prototype, byte_range=byte_range)
+        self._ensure_open_sync()
+        try:
+            with open(f"{self.root}/{key}", "rb", buffering=0) as file:  # noqa: PTH123 (no path is made)
+                return (prototype or default_buffer_prototype()).buffer.from_bytes(file.read())
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return None
+
+
+class DurableStore(FolderStore):
     """A folder that Zarr writes to. A file's content is on the disk before the file gets its name.
 
     File names reach the disk later and in any order, except around the files that others depend on: the metadata of a

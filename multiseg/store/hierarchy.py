@@ -21,7 +21,7 @@ from zarr.storage import LocalStore, StorePath
 
 from multiseg.errors import MultisegError, StoreError, UsageError
 from multiseg.store.damage import UNREADABLE, damaged, not_readable, one_line
-from multiseg.store.durable import DurableStore
+from multiseg.store.durable import DurableStore, FolderStore
 from multiseg.store.guard import GuardedStore
 from multiseg.store.schema import CONVERTED, FORMAT
 
@@ -70,7 +70,7 @@ def zarr_store(url: str, read_only: bool, leased: str = "") -> ZarrStore:
     """
     if not is_remote(url):
         folder = local_path(url)
-        return LocalStore(folder, read_only=True) if read_only else DurableStore(folder)
+        return FolderStore(folder, read_only=True) if read_only else DurableStore(folder)
     from multiseg.store.remote.writer_lease import check_held  # heavy, and only remote stores need them
     from multiseg.store.remote.zarr_store import RemoteStore
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from once_a_run import made_once
 
 from multiseg.store.ingest.ingest_plan import IngestOptions
 from multiseg.store.ingest.ingestion import ingest
@@ -15,11 +16,13 @@ SITES = ("alder", "birch", "dogwood")
 @pytest.fixture(scope="session")
 def site_stores(hospitals: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A store for each of three hospitals, voxels of 5 mm, two train, one val, one test case. Only for reading."""
-    found = {files.name: files for files in find_manifest(hospitals / "manifest.toml")}
-    folder = tmp_path_factory.mktemp("sites")
-    split = {"train": 0.5, "val": 0.25, "test": 0.25}
-    urls = {name: str(folder / f"{name}.zarr") for name in SITES}
-    for name, url in urls.items():
-        report, *_ = ingest([found[name]], url, IngestOptions(spacing_mm=(5.0, 5.0, 5.0), split=split))
-        assert len(report.written) == 4, report
-    return urls
+
+    def make(folder: Path) -> None:
+        found = {files.name: files for files in find_manifest(hospitals / "manifest.toml")}
+        options = IngestOptions(spacing_mm=(5.0, 5.0, 5.0), split={"train": 0.5, "val": 0.25, "test": 0.25})
+        for name in SITES:
+            report, *_ = ingest([found[name]], str(folder / f"{name}.zarr"), options)
+            assert len(report.written) == 4, report
+
+    folder = made_once(tmp_path_factory, "sites", make)
+    return {name: str(folder / f"{name}.zarr") for name in SITES}
