@@ -295,7 +295,7 @@ def standing(folder: Path) -> Iterator[tuple[Home, int, Connection]]:
     enrol_server(folder / "centre", ["127.0.0.1"], ports)
     kit, _ = enrol_site(folder / "centre", "alder", folder / "kit")
     server = read_home(folder / "centre")
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     here, there = context.Pipe()
     link = context.Process(target=behind, args=(server,), daemon=True)
     caller = context.Process(target=site, args=(server, kit / "site.key", there), daemon=True)
@@ -339,7 +339,7 @@ def measured(name: str, share: float, server: Home, process: int, pipe: Connecti
 
     asked()
     before, began, peak = rss_mb(process), time.monotonic(), 0.0
-    attacker = multiprocessing.get_context("spawn").Process(target=attack, args=(name, server.port, share))
+    attacker = multiprocessing.get_context("forkserver").Process(target=attack, args=(name, server.port, share))
     attacker.start()
     while attacker.is_alive():
         peak = max(peak, rss_mb(process))

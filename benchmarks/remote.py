@@ -107,8 +107,10 @@ def _run(folder: Path, latency_s: float, pipe: Connection | None, port: int = 0)
 @contextmanager
 def served(folder: Path, latency_s: float) -> Iterator[str]:
     """The URL of a server of a folder, in a process of its own."""
-    receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
-    process = multiprocessing.get_context("spawn").Process(target=_run, args=(folder, latency_s, sender), daemon=True)
+    receiver, sender = multiprocessing.get_context("forkserver").Pipe(duplex=False)
+    process = multiprocessing.get_context("forkserver").Process(
+        target=_run, args=(folder, latency_s, sender), daemon=True
+    )
     process.start()
     try:
         yield f"http://127.0.0.1:{receiver.recv()}"

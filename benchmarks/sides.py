@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-_SPAWN = multiprocessing.get_context("spawn")
+_FORKED = multiprocessing.get_context("forkserver")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -51,8 +51,8 @@ class Side:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self._pipe, other = _SPAWN.Pipe()
-        self._process = _SPAWN.Process(target=_serve, args=(source, other))
+        self._pipe, other = _FORKED.Pipe()
+        self._process = _FORKED.Process(target=_serve, args=(source, other))
         self._process.start()
         other.close()
         self._answer()
@@ -90,7 +90,7 @@ class Side:
 
 def _serve(source: Source, pipe: Connection) -> None:
     os.setsid()  # a process group, so that its workers stand still with it
-    # A spawned process would spawn too; what a loader does by default is to fork.
+    # Such a process would ask the same server; what a loader does by default is to fork.
     multiprocessing.set_start_method("fork", force=True)
     try:
         batches = source.make()
@@ -176,8 +176,8 @@ def _open(source: Source) -> Iterator[Side]:
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """What a function returns in a new process, where nothing is open and nothing is mapped."""
-    receiver, sender = _SPAWN.Pipe(duplex=False)
-    process = _SPAWN.Process(target=_answering, args=(sender, function, arguments))
+    receiver, sender = _FORKED.Pipe(duplex=False)
+    process = _FORKED.Process(target=_answering, args=(sender, function, arguments))
     process.start()
     sender.close()
     try:

@@ -31,6 +31,8 @@ LOCALE = locale.setlocale(locale.LC_ALL)
 # The server that forks processes for a process of the tests imports once what each of these would import by itself.
 FORKED = (
     "benchmarks.attack",
+    "benchmarks.flood",
+    "benchmarks.loader",
     "distributed",
     "multiseg.experiments.worker",
     "multiseg.loaders.serving",
@@ -38,8 +40,8 @@ FORKED = (
     "pytest",
     "torch._dynamo",
 )
-preload = multiprocessing.forkserver.set_forkserver_preload
-multiprocessing.forkserver.set_forkserver_preload = lambda modules: preload([*FORKED, *modules])
+multiprocessing.set_forkserver_preload([*FORKED])
+multiprocessing.forkserver.set_forkserver_preload = lambda modules: None
 
 # A machine with other work is slow at times, which says nothing about what is tested.
 hypothesis.settings.register_profile("multiseg", deadline=None)
