@@ -15,7 +15,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
         folder = folder.parent
     with (folder / f"{name}.made").open("a") as state:
         fcntl.flock(state, fcntl.LOCK_EX)
-        if not state.tell():
+        if not os.fstat(state.fileno()).st_size:
             make(folder / name)
             state.write("made")
     return folder / name

@@ -128,7 +128,7 @@ def test_children_stop_in_turn_the_last_one_first(tmp_path: Path) -> None:
         lambda *line: heard.append(line),
         stop_when(lambda: len(heard) == 2),
     )
-    assert heard[2:] == [("two", "end"), ("one", "end")]
+    assert (sorted(heard[:2]), heard[2:]) == ([("one", "on"), ("two", "on")], [("two", "end"), ("one", "end")])
 
 
 def test_who_does_not_stop_is_killed_with_its_children(tmp_path: Path) -> None:
