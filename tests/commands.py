@@ -19,12 +19,14 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 import forking
+import once_a_run
 
 from multiseg.cli.app import main
 from multiseg.federation.supervise import die_with
@@ -117,8 +119,7 @@ def server() -> Server:
 
 def connect() -> Connection[Any, Any]:
     """A line to the server of this test run, which whoever comes first starts."""
-    is_worker = "PYTEST_XDIST_WORKER" in os.environ
-    run = os.getppid() if is_worker else os.getpid()
+    run = once_a_run.run_number()
     address = f"\0multiseg-commands-{run}"  # no file: the name is gone with the server
     with socket.socket(socket.AF_UNIX) as listener:
         try:
@@ -170,19 +171,19 @@ def serve(listener: socket.socket, run: int) -> None:
                 os.close(ready)
                 code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
                 if line in lines:
-                    line.send({"event": "ended", "pid": pid, "code": code})
+                    with suppress(ConnectionError):
+                        line.send({"event": "ended", "pid": pid, "code": code})
             else:
                 try:
                     pid = forked(ready.recv(), [listener, *lines])
+                    children[os.pidfd_open(pid)] = pid, ready
+                    ready.send({"event": "started", "pid": pid})
                 except (EOFError, ConnectionError):
                     lines.remove(ready)
                     ready.close()
                     for pid, line in children.values():
                         if line is ready:
                             os.kill(pid, signal.SIGKILL)
-                else:
-                    children[os.pidfd_open(pid)] = pid, ready
-                    ready.send({"event": "started", "pid": pid})
 
 
 def forked(command: dict[str, Any], ours: Sequence[socket.socket | Connection[Any, Any]]) -> int:

@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import checked_shapes  # noqa: F401
 import hypothesis
+import once_a_run
 import pytest
 from once_a_run import made_once
 from servers import reach_bucket, s3_server
@@ -41,11 +42,15 @@ FORKED = (
     "torch._dynamo",
 )
 multiprocessing.set_forkserver_preload([*FORKED])
-multiprocessing.forkserver.set_forkserver_preload = lambda modules: None
+multiprocessing.forkserver.set_forkserver_preload = lambda modules: None  # whoever starts it first would decide
 
 # A machine with other work is slow at times, which says nothing about what is tested.
 hypothesis.settings.register_profile("multiseg", deadline=None)
 hypothesis.settings.load_profile("multiseg")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    once_a_run.is_one_of_several = hasattr(config, "workerinput")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -53,7 +58,7 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
     """Imported modules stay: searching millions of their objects for garbage took a second again and again."""
     gc.disable()
     try:
-        if session.config.args_source is pytest.Config.ArgsSource.TESTPATHS and hasattr(session.config, "workerinput"):
+        if session.config.args_source is pytest.Config.ArgsSource.TESTPATHS and once_a_run.is_one_of_several:
             share_compilation(session.config)
         return (yield)
     finally:
