@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 from zarr.codecs import GzipCodec
 from zarr.storage import LocalStore, MemoryStore
 
@@ -19,6 +20,7 @@ from multiseg.store.coordinate_chunks import (
     write_metadata,
     write_regions,
 )
+from multiseg.store.durable import FolderStore
 from multiseg.store.hierarchy import is_folder, open_group
 from multiseg.store.schema import COORDINATE_CODECS
 
@@ -46,7 +48,7 @@ def slices(*bounds: tuple[int, int]) -> tuple[slice, ...]:
 @pytest.mark.parametrize("kind", TYPES)
 def test_bytes_and_values_are_those_of_zarr(kind: str, in_folder: bool, tmp_path: Path) -> None:
     values, parts = TYPES[kind][2], [slices((0, 7), (0, 5)), slices((2, 4), (1, 5)), slices((6, 7), (0, 0))]
-    ours = make(LocalStore(tmp_path / "ours") if in_folder else MemoryStore(), kind)
+    ours = make(FolderStore(tmp_path / "ours") if in_folder else MemoryStore(), kind)
     theirs = make(LocalStore(tmp_path / "theirs"), kind).with_config({"write_empty_chunks": True})
     assert is_folder(ours.store_path.store) is in_folder
     empty = read_regions({"": (ours, parts[0])})[""]
@@ -147,3 +149,18 @@ def test_a_new_shape_is_written_as_zarr_does(tmp_path: Path) -> None:
     write_metadata([with_shape(ours, (9, 5))])
     texts = [(tmp_path / name / "texts/zarr.json").read_text() for name in ("ours", "theirs")]
     assert texts[0] == texts[1]
+
+
+def test_a_folder_is_read_as_zarr_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "file").write_bytes(b"content")
+    (tmp_path / "empty").touch()
+    stores = [kind(tmp_path, read_only=True) for kind in (FolderStore, LocalStore)]
+    prototype = zarr.core.buffer.default_buffer_prototype()
+    parts = [None, RangeByteRequest(1, 3), SuffixByteRequest(2)]
+    for key in ("one/file", "empty", "one", "nothing", "one/file/below", "one/nothing"):
+        for part in parts:
+            ours, theirs = (store.get_sync(key, prototype=prototype, byte_range=part) for store in stores)
+            assert (ours and ours.to_bytes()) == (theirs and theirs.to_bytes()), (key, part)
+    with pytest.raises(FileNotFoundError):
+        FolderStore(tmp_path / "away", read_only=True).get_sync("zarr.json")

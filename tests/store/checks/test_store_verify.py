@@ -14,7 +14,6 @@ import pytest
 import zarr
 from json_documents import checked
 from sweeps import sample
-from zarr.storage import LocalStore
 
 import multiseg
 from multiseg.cli.app import run
@@ -24,6 +23,7 @@ from multiseg.store.checks.case import _has_neighbours
 from multiseg.store.checks.chunks import decoded_blocks
 from multiseg.store.checks.fault_collector import Faults
 from multiseg.store.checks.verification import verify_store
+from multiseg.store.durable import FolderStore
 from multiseg.store.findings import Finding, Severity
 from multiseg.store.ingest.ingest_plan import IngestOptions
 from multiseg.store.ingest.ingestion import ingest
@@ -561,14 +561,14 @@ def test_rows_that_are_not_committed(alder: Path) -> None:
 
 
 def test_a_file_that_nobody_may_read(alder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    key, get = "alder/image/c/0/0/0/0/0", LocalStore.get_sync
+    key, get = "alder/image/c/0/0/0/0/0", FolderStore.get_sync
 
-    def refused(store: LocalStore, name: str, **named: Any) -> Any:
+    def refused(store: FolderStore, name: str, **named: Any) -> Any:
         if name == key:
             raise PermissionError(13, "Permission denied")
         return get(store, name, **named)
 
-    monkeypatch.setattr(LocalStore, "get_sync", refused)
+    monkeypatch.setattr(FolderStore, "get_sync", refused)
     assert found(alder) == [("DAMAGED_CHUNK", "alder", "A001", key)]
 
 
