@@ -49,20 +49,25 @@ bench: .venv/test-installed
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.inference
 
+# pip compiles what it installs on one processor. Some packages carry files that are no Python of today.
+PIP := $(BIN)/pip install --quiet --no-compile
+COMPILE := $(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 # torch first and by its exact version: without it, pip may choose a build of several gigabytes.
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
-	$(BIN)/pip install --quiet $(CONSTRAINTS) --editable .
+	$(PIP) "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	$(PIP) $(CONSTRAINTS) --editable .
+	$(COMPILE)
 	touch $@
 
 .venv/test-installed: .venv/installed
-	$(BIN)/pip install --quiet $(CONSTRAINTS) --editable '.[test]'
+	$(PIP) $(CONSTRAINTS) --editable '.[test]'
+	$(COMPILE)
 	touch $@
 
 .venv/docs-installed: .venv/installed
-	$(BIN)/pip install --quiet $(CONSTRAINTS) --editable '.[docs]'
+	$(PIP) $(CONSTRAINTS) --editable '.[docs]'
 	touch $@
 
 # What a hospital installs: our requirements with the SHA-256 of every file that may be taken. torch is left out, since
