@@ -49,9 +49,10 @@ bench: .venv/test-installed
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.inference
 
-# pip compiles what it installs on one processor. Some packages carry files that are no Python of today.
+# pip compiles what it installs on one processor only. Some packages contain files that this Python cannot compile.
 PIP := $(BIN)/pip install --quiet --no-compile
 COMPILE := $(BIN)/python -m compileall -qq -j 0 .venv/lib || true
+
 # torch first and by its exact version: without it, pip may choose a build of several gigabytes.
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -68,6 +69,7 @@ COMPILE := $(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 
 .venv/docs-installed: .venv/installed
 	$(PIP) $(CONSTRAINTS) --editable '.[docs]'
+	$(COMPILE)
 	touch $@
 
 # What a hospital installs: our requirements with the SHA-256 of every file that may be taken. torch is left out, since

@@ -8,6 +8,7 @@ process group, output and environment, and ends by a signal like any other.
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import importlib
 import os
@@ -124,8 +125,9 @@ def connect() -> Connection[Any, Any]:
     with socket.socket(socket.AF_UNIX) as listener:
         try:
             listener.bind(address)
-        except OSError:
-            pass  # somebody came before
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:  # somebody came before
+                raise
         else:
             listener.listen()
             listener.set_inheritable(True)
@@ -137,13 +139,12 @@ def connect() -> Connection[Any, Any]:
                 setsid=True,
             )
     line = socket.socket(socket.AF_UNIX)
-    while True:
-        try:
-            line.connect(address)
-        except ConnectionRefusedError:  # between `bind` and `listen`
-            time.sleep(0.01)
-        else:
-            return Connection(line.detach())
+    deadline = time.monotonic() + 10
+    while line.connect_ex(address):  # between `bind` and `listen`
+        if time.monotonic() > deadline:
+            raise RuntimeError("the server that the first command started has died: see its output above")
+        time.sleep(0.01)
+    return Connection(line.detach())
 
 
 def serve(listener: socket.socket, run: int) -> None:

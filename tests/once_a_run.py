@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     with (folder / f"{name}.made").open("a") as state:
         fcntl.flock(state, fcntl.LOCK_EX)
         if not os.fstat(state.fileno()).st_size:
+            shutil.rmtree(folder / name, ignore_errors=True)  # of an attempt that failed
             make(folder / name)
             state.write("made")
     return folder / name
